@@ -1,0 +1,5 @@
+"""`python -m llmlab`."""
+
+from llmlab.cli.main import entry
+
+entry()

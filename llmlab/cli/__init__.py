@@ -1,0 +1,1 @@
+"""The command line: verbs in, results on stdout, progress on stderr."""

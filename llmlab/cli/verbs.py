@@ -1,0 +1,91 @@
+"""The table of verbs: where each one's config and function live, and its line of help."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb; `config` and `run` are `module:name`, imported only when the verb is used."""
+
+    config: str
+    run: str
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "quickstart": Verb(
+        "llmlab.quickstart.config:QuickstartConfig",
+        "llmlab.cli.quickstart:run",
+        "raw text to a served, evaluated model, in minutes, with a report",
+    ),
+    "tokenizer train": Verb(
+        "llmlab.tokenizers.config:TrainConfig",
+        "llmlab.cli.tokenizer:train",
+        "learn a byte-level BPE vocabulary from text",
+    ),
+    "tokenizer encode": Verb(
+        "llmlab.tokenizers.config:EncodeConfig",
+        "llmlab.cli.tokenizer:encode",
+        "text on stdin to token ids on stdout",
+    ),
+    "tokenizer decode": Verb(
+        "llmlab.tokenizers.config:DecodeConfig",
+        "llmlab.cli.tokenizer:decode",
+        "token ids on stdin to text on stdout",
+    ),
+    "data pack": Verb(
+        "llmlab.data.config:PackConfig",
+        "llmlab.cli.data:pack",
+        "tokenize sources into memory-mapped shards",
+    ),
+    "pretrain": Verb(
+        "llmlab.pretrain.config:PretrainConfig",
+        "llmlab.cli.pretrain:run",
+        "train a model from scratch on shards",
+    ),
+    "generate": Verb(
+        "llmlab.model.generate_config:GenerateConfig",
+        "llmlab.cli.generate:run",
+        "continue a prompt with a model folder",
+    ),
+    "finetune": Verb(
+        "llmlab.finetune.config:FinetuneConfig",
+        "llmlab.cli.finetune:run",
+        "adapt a model to chats or prompt/completion pairs (LoRA or full)",
+    ),
+    "merge": Verb(
+        "llmlab.finetune.config:MergeConfig",
+        "llmlab.cli.finetune:merge",
+        "fold an adapter into its base model",
+    ),
+    "import gguf": Verb(
+        "llmlab.model.gguf_config:ImportGgufConfig",
+        "llmlab.cli.gguf:run",
+        "turn a GGUF file into a model folder",
+    ),
+    "serve": Verb(
+        "llmlab.serve.config:ServeConfig",
+        "llmlab.cli.serve:run",
+        "serve a model folder behind the OpenAI HTTP API",
+    ),
+    "chat": Verb(
+        "llmlab.serve.config:ChatConfig",
+        "llmlab.cli.serve:chat",
+        "talk to any OpenAI-style server from the terminal",
+    ),
+    "eval run": Verb(
+        "llmlab.evals.config:RunConfig",
+        "llmlab.cli.evals:run",
+        "score a model folder or a URL on tasks, with error bars",
+    ),
+    "rag index": Verb(
+        "llmlab.rag.config:IndexConfig",
+        "llmlab.cli.rag:index",
+        "index a folder of documents for retrieval",
+    ),
+    "rag ask": Verb(
+        "llmlab.rag.config:AskConfig",
+        "llmlab.cli.rag:ask",
+        "answer a question from an index, with citations",
+    ),
+}

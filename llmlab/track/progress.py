@@ -1,0 +1,87 @@
+"""The progress line: one live line on a terminal, one plain line every few seconds when piped.
+
+The keys are those of metrics.jsonl: `step 1200/5000  loss 3.142  lr 2.9e-4  tok/s 38.1k`.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+OnProgress = Callable[[Mapping[str, Any]], None]
+"""Called by long-running functions with the numbers of the moment."""
+
+
+def silent(values: Mapping[str, Any]) -> None:
+    """Show nothing."""
+
+
+class Progress:
+    """An OnProgress that writes to a stream.
+
+    A row with the key `note` is a sentence of its own line; any other row is the live line.
+
+    Args:
+        stream: usually `sys.stderr`.
+        title: word in front of each line, such as the stage.
+        every_s: seconds between plain lines when the stream is not a terminal.
+    """
+
+    def __init__(self, stream: TextIO, title: str = "", every_s: float = 5.0) -> None:
+        self._stream = stream
+        self._title = f"{title}  " if title else ""
+        self._live = stream.isatty()
+        self._every_s = 0.1 if self._live else every_s
+        self._last_s = float("-inf")
+        self._width = 0
+        self._pending = ""
+
+    def __call__(self, values: Mapping[str, Any]) -> None:
+        """Show one row, unless the last one was shown a moment ago."""
+        if "note" in values:
+            self.note(str(values["note"]))
+            return
+        self._pending = self._title + format_row(values)
+        if time.monotonic() - self._last_s >= self._every_s:
+            self._show()
+
+    def note(self, text: str) -> None:
+        """Write a sentence on a line of its own."""
+        self.close()
+        self._stream.write(f"{self._title}{text}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Show the last row, if it was held back, and end the live line."""
+        if self._pending:
+            self._show()
+        if self._live and self._width:
+            self._stream.write("\n")
+            self._width = 0
+        self._stream.flush()
+
+    def _show(self) -> None:
+        text, self._pending = self._pending, ""
+        if self._live:
+            self._stream.write("\r" + text.ljust(self._width))
+            self._width = len(text)
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+        self._last_s = time.monotonic()
+
+
+def format_row(values: Mapping[str, Any]) -> str:
+    """Format a row of numbers as `key value` pairs, two spaces apart."""
+    return "  ".join(f"{key} {_format(key, value)}" for key, value in values.items())
+
+
+def _format(key: str, value: Any) -> str:
+    if key.endswith(("_s", "eta")) and isinstance(value, int | float):
+        return f"{value / 60:.0f}m{value % 60:02.0f}s" if value >= 60 else f"{value:.1f}s"
+    if isinstance(value, float):
+        if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e7):
+            return f"{value:.1e}"
+        return f"{value / 1000:.1f}k" if abs(value) >= 10_000 else f"{value:.4g}"
+    if isinstance(value, int) and abs(value) >= 1_000_000:
+        return f"{value / 1e6:.2f}M"
+    return str(value)
