@@ -76,7 +76,8 @@ def format_row(values: Mapping[str, Any]) -> str:
 
 
 def _format(key: str, value: Any) -> str:
-    if key.endswith(("_s", "eta")) and isinstance(value, int | float):
+    duration = key == "eta" or (key.endswith("_s") and not key.endswith("per_s"))
+    if duration and isinstance(value, int | float):
         return f"{value / 60:.0f}m{value % 60:02.0f}s" if value >= 60 else f"{value:.1f}s"
     if isinstance(value, float):
         if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e7):
