@@ -51,7 +51,7 @@ def toml_flags(path: Path | str, config_class: type) -> list[str]:
 
 
 def save_config(config: Any, path: Path | str) -> None:
-    """Write the resolved values of a config dataclass as TOML; fields that are None are left out."""
+    """Write a config dataclass as TOML; fields that are None are left out."""
     plain = {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
     text = tomli_w.dumps({key: value for key, value in plain.items() if value is not None})
     with whole_file(path) as partial:

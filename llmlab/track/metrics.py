@@ -20,7 +20,7 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self._file = Path(path).open("a", encoding="utf-8")
+        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (closed by close)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row and flush it."""
