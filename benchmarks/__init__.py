@@ -1,0 +1,1 @@
+"""One file per claim of the README; each appends rows to results/."""
