@@ -1,0 +1,233 @@
+"""Turn documents into a shards folder.
+
+Each document is tokenized, ends with eos, and goes to `val` when a hash of its text says so:
+the choice depends on nothing else, and copies of a text stay on one side. When the hash leaves a
+side empty (few documents), the end of the longest document is held out instead.
+Not here: reading sources (documents.py), the files (shards.py).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmlab import __version__
+from llmlab.data.config import PackConfig
+from llmlab.data.documents import iter_documents
+from llmlab.data.encoding import encode_documents
+from llmlab.data.shards import FORMAT_VERSION, SplitWriter, token_dtype
+from llmlab.errors import ConfigError, DataError
+from llmlab.outputs import check_free, whole_folder
+from llmlab.tokenizers import Tokenizer
+from llmlab.track import OnProgress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackResult:
+    """What `pack` wrote."""
+
+    out: Path
+    """The shards folder."""
+
+    num_documents: int
+    """Documents read."""
+
+    train_tokens: int
+    """Token ids to train on, one eos a document included."""
+
+    val_tokens: int
+    """Token ids held out."""
+
+    num_bytes: int
+    """UTF-8 bytes of text, both splits."""
+
+    bytes_per_token: float
+    """UTF-8 bytes a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A document, or one end of it, and the split it goes to."""
+
+    split: str
+    data: bytes
+
+
+@dataclass(slots=True)
+class _Source:
+    """Running count and hash of one source."""
+
+    name: str
+    documents: int
+    num_bytes: int
+    digest: Any
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "source": self.name,
+            "documents": self.documents,
+            "bytes": self.num_bytes,
+            "sha256": self.digest.hexdigest(),
+        }
+
+
+def pack(config: PackConfig, on_progress: OnProgress = silent) -> PackResult:
+    """Tokenize the sources into `config.out`, never holding more than a few documents.
+
+    Raises:
+        ConfigError: a field has an unusable value.
+        DataError: a source cannot be used, or the corpus is too small to hold anything out.
+        TokenizerError: the tokenizer folder cannot be used.
+        OutputError: `out` exists or cannot be written.
+    """
+    _check(config)
+    check_free(config.out, overwrite=config.overwrite)
+    tokenizer = Tokenizer.load(config.tokenizer)
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"the tokenizer {config.tokenizer} has no end-of-text token (eos_token), which ends "
+            "every document; set eos_token in its tokenizer_config.json"
+        )
+    with whole_folder(config.out, overwrite=config.overwrite) as folder:
+        run = _Run(config, tokenizer, folder, on_progress)
+        meta = run.write(tail_of=None)
+        if config.val_fraction and not all(s["documents"] for s in meta["splits"].values()):
+            on_progress({"note": "few documents: the end of the longest one is held out"})
+            meta = run.write(tail_of=run.longest)
+        tokenizer.save(folder / "tokenizer")
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    train, val = meta["splits"]["train"], meta["splits"]["val"]
+    num_bytes = train["bytes"] + val["bytes"]
+    return PackResult(
+        out=config.out,
+        num_documents=sum(source["documents"] for source in meta["sources"]),
+        train_tokens=train["tokens"],
+        val_tokens=val["tokens"],
+        num_bytes=num_bytes,
+        bytes_per_token=num_bytes / (train["tokens"] + val["tokens"]),
+    )
+
+
+def is_held_out(data: bytes, fraction: float) -> bool:
+    """Tell whether a document goes to validation: its SHA-256, as a number in [0, 1), decides."""
+    number = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+    return number < fraction * 2**64
+
+
+def cut_tail(data: bytes, fraction: float) -> tuple[bytes, bytes]:
+    """Cut about `fraction` of a document off its end, after a line end if there is one near.
+
+    Raises:
+        DataError: the document is too short for both parts to hold something.
+    """
+    text = data.decode()
+    at = min(int(len(text) * (1 - fraction)), len(text) - 1)
+    line_end = text.find("\n", at, at + 1000) + 1
+    if 0 < line_end < len(text):
+        at = line_end
+    if at < 1:
+        raise DataError(
+            f"the corpus is one document of {len(text)} characters, too short to hold some of it "
+            "out; add text or use --val-fraction 0"
+        )
+    return text[:at].encode(), text[at:].encode()
+
+
+def _check(config: PackConfig) -> None:
+    if not config.sources:
+        raise ConfigError("no sources given; name a file, a folder, or the built-in 'stdlib'")
+    if not 0 <= config.val_fraction <= 0.5:
+        raise ConfigError(f"val_fraction={config.val_fraction} is not between 0 and 0.5; try 0.02")
+    if config.shard_tokens < 1:
+        raise ConfigError(f"shard_tokens={config.shard_tokens} is below 1; try 134217728")
+    if config.num_workers is not None and config.num_workers < 1:
+        raise ConfigError(f"num_workers={config.num_workers} is below 1; leave it unset or use 1")
+
+
+class _Run:
+    """One `pack`: reads the sources once, or twice when nothing was held out."""
+
+    def __init__(
+        self, config: PackConfig, tokenizer: Tokenizer, folder: Path, on_progress: OnProgress
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self._on_progress = on_progress
+        self._sources: list[_Source] = []
+        self._longest_bytes = -1
+        self.longest = 0
+
+    def write(self, tail_of: int | None) -> dict[str, Any]:
+        """Write both splits and return meta.json; `tail_of` names the one document to cut."""
+        config, tokenizer = self._config, self._tokenizer
+        dtype = token_dtype(tokenizer.vocab_size)
+        splits = {
+            name: SplitWriter(self._folder, name, dtype, config.shard_tokens)
+            for name in ("train", "val")
+        }
+        eos = np.array([tokenizer.eos_token_id], dtype)
+        with splits["train"], splits["val"]:
+            parts = self._parts(tail_of)
+            keyed = ((part, part.data.decode()) for part in parts)
+            for part, ids in encode_documents(
+                keyed, tokenizer, config.tokenizer, config.num_workers
+            ):
+                splits[part.split].add(np.concatenate([ids, eos]), len(part.data))
+                self._report(splits)
+        return {
+            "format_version": FORMAT_VERSION,
+            "llmlab_version": __version__,
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "eos_token_id": tokenizer.eos_token_id,
+            "dtype": dtype.str,
+            "shard_tokens": config.shard_tokens,
+            "val_fraction": config.val_fraction,
+            "held_out": "documents" if tail_of is None else "tail of the longest document",
+            "splits": {name: writer.counts for name, writer in splits.items()},
+            "sources": [source.row() for source in self._sources],
+        }
+
+    def _parts(self, tail_of: int | None) -> Iterator[_Part]:
+        fraction = self._config.val_fraction
+        for number, data in enumerate(self._documents()):
+            if tail_of is None:
+                split = "val" if is_held_out(data, fraction) else "train"
+                yield _Part(split, data)
+            elif number == tail_of:
+                head, tail = cut_tail(data, fraction)
+                yield _Part("train", head)
+                yield _Part("val", tail)
+            else:
+                yield _Part("train", data)
+
+    def _documents(self) -> Iterator[bytes]:
+        self._sources = []
+        number = 0
+        for name in self._config.sources:
+            source = _Source(name, 0, 0, hashlib.sha256())
+            self._sources.append(source)
+            for document in iter_documents([name], on_progress=self._on_progress):
+                data = document.text.encode("utf-8", errors="replace")
+                source.documents += 1
+                source.num_bytes += len(data)
+                source.digest.update(len(data).to_bytes(8, "big") + data)
+                if len(data) > self._longest_bytes:
+                    self.longest, self._longest_bytes = number, len(data)
+                number += 1
+                yield data
+
+    def _report(self, splits: dict[str, SplitWriter]) -> None:
+        counts = [writer.counts for writer in splits.values()]
+        self._on_progress(
+            {
+                "documents": sum(count["documents"] for count in counts),
+                "tokens": sum(count["tokens"] for count in counts),
+                "MB": round(sum(count["bytes"] for count in counts) / 1e6, 1),
+            }
+        )
