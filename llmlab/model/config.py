@@ -1,0 +1,223 @@
+"""The shape of a language model: Hugging Face's config.json as a frozen dataclass.
+
+Not here: reading and writing the JSON spelling (config_json.py), named sizes (presets.py), tensors.
+This module does not import torch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from llmlab.errors import ModelError, did_you_mean
+from llmlab.model.config_json import ARCHITECTURES, read_fields, write_fields
+from llmlab.model.presets import PRESETS
+from llmlab.model.rope_config import RopeScaling
+
+_ACTIVATIONS = {
+    "GPT2LMHeadModel": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and constants of a decoder-only language model, under Hugging Face's field names.
+
+    GPT-2's own names (`n_embd`, `n_layer`, ...) are translated when its config.json is read or
+    written; in memory every architecture has the names below.
+    """
+
+    architecture: str = "Qwen3ForCausalLM"
+    """Qwen3ForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM or GPT2LMHeadModel."""
+    vocab_size: int
+    """V, rows of the embedding; at least the tokenizer's size."""
+    hidden_size: int
+    """E, width of the residual stream."""
+    intermediate_size: int
+    """F, width of the feed-forward layer."""
+    num_hidden_layers: int
+    """Decoder layers."""
+    num_attention_heads: int
+    """H, query heads."""
+    num_key_value_heads: int
+    """G, key/value heads; H is a multiple of it."""
+    head_dim: int
+    """D, width of one head; even."""
+    max_position_embeddings: int = 2048
+    """Longest context in tokens the model is meant for."""
+    rms_norm_eps: float = 1e-6
+    """Added to the mean square (GPT-2: the variance) in every norm."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies; GPT-2 has none."""
+    rope_scaling: RopeScaling | None = None
+    """Stretching of the rotary frequencies."""
+    hidden_act: str = "silu"
+    """Activation of the feed-forward layer: silu; GPT-2: gelu_new, gelu_pytorch_tanh or gelu."""
+    tie_word_embeddings: bool = False
+    """Whether the head uses the embedding's weights."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+    bos_token_id: int | None = None
+    """Token that starts a text, if any."""
+    eos_token_id: int | tuple[int, ...] | None = None
+    """Token or tokens that end a text."""
+    pad_token_id: int | None = None
+    """Token that fills up a batch, never trained on."""
+
+    def __post_init__(self) -> None:
+        known = tuple(ARCHITECTURES.values())
+        if self.architecture not in known:
+            raise ModelError(
+                f"architecture={self.architecture!r} is not supported"
+                f"{did_you_mean(self.architecture, known)} (supported: {', '.join(known)})"
+            )
+        for name in _SIZES:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ModelError(f"{name}={value!r} is not a positive whole number; correct it")
+        self._check_heads()
+        allowed = _ACTIVATIONS.get(self.architecture, ("silu",))
+        if self.hidden_act not in allowed:
+            raise ModelError(
+                f"hidden_act={self.hidden_act!r} is not supported for {self.architecture}; "
+                f"supported: {', '.join(allowed)}"
+            )
+
+    def _check_heads(self) -> None:
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if heads % groups:
+            raise ModelError(
+                f"num_attention_heads={heads} is not a multiple of num_key_value_heads={groups}; "
+                f"choose a divisor of {heads}"
+            )
+        if self.is_gpt2:
+            if heads * self.head_dim != self.hidden_size or groups != heads:
+                raise ModelError(
+                    f"GPT-2 needs num_attention_heads x head_dim == hidden_size and as many "
+                    f"key/value heads, got {heads} x {self.head_dim}, {self.hidden_size} and "
+                    f"{groups}; change hidden_size or the heads"
+                )
+        elif self.head_dim % 2:
+            raise ModelError(f"head_dim={self.head_dim} is odd; rotary positions need an even one")
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """Build from the content of a config.json.
+
+        Raises:
+            ModelError: another architecture, a missing, unknown or unsupported field.
+        """
+        fields = read_fields(raw)
+        missing = [name for name in _REQUIRED if name not in fields]
+        if missing:
+            raise ModelError(f"config.json lacks {', '.join(missing)}; add what is missing")
+        return cls(**fields)
+
+    @classmethod
+    def preset(
+        cls,
+        name: str,
+        *,
+        vocab_size: int,
+        max_position_embeddings: int | None = None,
+        architecture: str | None = None,
+    ) -> Self:
+        """Build a named size (`presets.py`) for a tokenizer's vocabulary.
+
+        Args:
+            name: quickstart, char, tiny, nano or smollm2-135m.
+            vocab_size: V.
+            max_position_embeddings: tokens of context; the preset's own when None.
+            architecture: a class name or model_type such as "llama"; the preset's own when None.
+
+        Raises:
+            ModelError: no such preset or architecture.
+        """
+        if name not in PRESETS:
+            raise ModelError(f"no preset {name!r}{did_you_mean(name, PRESETS)}")
+        fields: dict[str, Any] = {
+            **PRESETS[name],
+            "vocab_size": vocab_size,
+            "tie_word_embeddings": True,
+        }
+        if architecture is not None:
+            fields["architecture"] = ARCHITECTURES.get(architecture, architecture)
+        if max_position_embeddings is not None:
+            fields["max_position_embeddings"] = max_position_embeddings
+        if fields.get("architecture") == "GPT2LMHeadModel":
+            fields |= {
+                "intermediate_size": 4 * fields["hidden_size"],
+                "num_key_value_heads": fields["num_attention_heads"],
+                "head_dim": fields["hidden_size"] // fields["num_attention_heads"],
+                "hidden_act": "gelu_new",
+                "rms_norm_eps": 1e-5,
+            }
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of a config.json that stock transformers loads."""
+        return write_fields({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    @property
+    def is_gpt2(self) -> bool:
+        """Whether the model is GPT-2 rather than the rotary decoder."""
+        return self.architecture == "GPT2LMHeadModel"
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normalised per head (Qwen3)."""
+        return self.architecture == "Qwen3ForCausalLM"
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the query, key and value projections have a bias (Qwen2)."""
+        return self.architecture == "Qwen2ForCausalLM"
+
+    @property
+    def num_embedding_parameters(self) -> int:
+        """Parameters that are only looked up: the tables, less one that is also the head."""
+        tables = self.vocab_size * (0 if self.tie_word_embeddings else 1)
+        return (tables + (self.max_position_embeddings if self.is_gpt2 else 0)) * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, a tied head counted once."""
+        E, F, L = self.hidden_size, self.intermediate_size, self.num_hidden_layers
+        head = self.vocab_size * E
+        if self.is_gpt2:
+            layer = (4 * E * E + 4 * E) + (2 * E * F + F + E) + 4 * E
+            return self.num_embedding_parameters + head + L * layer + 2 * E
+        q = self.num_attention_heads * self.head_dim
+        kv = self.num_key_value_heads * self.head_dim
+        layer = 2 * E * (q + kv) + 3 * E * F + 2 * E
+        layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
+        return self.num_embedding_parameters + head + L * layer + E
+
+    def flops_per_token(self, context_len: int) -> int:
+        """Floating-point operations to train on one token: forward and backward, no recomputation.
+
+        6 for each parameter that multiplies (looked-up tables do not), and 6·L·H·D·T for causal
+        attention: twice the forward's 2 products of 2·H·D·T/2 operations each again for the
+        backward. Divide by three for the forward pass alone. Source: arXiv:2204.02311, appendix B,
+        with attention halved because a causal kernel skips the future.
+        """
+        attention = self.num_hidden_layers * self.num_attention_heads * self.head_dim * context_len
+        return 6 * (self.num_parameters - self.num_embedding_parameters) + 6 * attention
+
+    def kv_bytes_per_token(self, bytes_per_number: int = 2) -> int:
+        """Bytes of key/value cache one token takes: 2·L·G·D numbers of 2 bytes (bfloat16) each."""
+        numbers = 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
+        return numbers * bytes_per_number
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+_REQUIRED = _SIZES[:-1]

@@ -1,0 +1,146 @@
+"""The rotary decoder: Qwen3 (per-head norm of q and k), Llama, and Qwen2 (bias on q, k, v).
+
+Pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU. Parameter names and shapes are
+Hugging Face's. Not here: attention over a cache (a callable does it), loss, files. Sources:
+arXiv:2302.13971 (Llama), arXiv:2305.13245 (grouped queries), arXiv:2002.05202 (SwiGLU),
+arXiv:1910.07467 (RMSNorm), arXiv:2505.09388 (Qwen3).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmlab.model.attention import Attend, causal
+from llmlab.model.config import ModelConfig
+from llmlab.model.language_model import LanguageModel
+from llmlab.model.rope import RotaryEmbedding, rotate
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square, computed in float32, and scale by a learned weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension; the dtype stays that of x."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Project to heads, rotate, attend, project back."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        E, D = config.hidden_size, config.head_dim
+        H, G, bias = config.num_attention_heads, config.num_key_value_heads, config.qkv_bias
+        self.layer = layer
+        self.head_dim = D
+        self.q_proj = nn.Linear(E, H * D, bias=bias)
+        self.k_proj = nn.Linear(E, G * D, bias=bias)
+        self.v_proj = nn.Linear(E, G * D, bias=bias)
+        self.o_proj = nn.Linear(H * D, E, bias=False)
+        self.q_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """Map (B, T, E) to (B, T, E); cos and sin are (B, 1, T, D)."""
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, D)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, G, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+        q = rotate(q.transpose(1, 2), cos, sin)  # (B, H, T, D)
+        k = rotate(k.transpose(1, 2), cos, sin)  # (B, G, T, D)
+        out = attend(self.layer, q, k, v)  # (B, H, T, D)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: a feed-forward layer whose one half gates the other."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, E) to (B, T, E) through (B, T, F)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then feed-forward, each on a normalised copy and added back."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """Map (B, T, E) to (B, T, E)."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm: everything but the head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = RotaryEmbedding(config)
+
+    def forward(self, input_ids: Tensor, positions: Tensor | None, attend: Attend) -> Tensor:
+        """Map (B, T) token ids to (B, T, E) states after the final norm."""
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]  # (1, T)
+        x = self.embed_tokens(input_ids)  # (B, T, E)
+        cos, sin = self.rotary_emb(positions, x.dtype)  # (B, 1, T, D)
+        for layer in self.layers:
+            x = layer(x, cos, sin, attend)
+        return self.norm(x)
+
+
+class Transformer(LanguageModel):
+    """Qwen3, Llama or Qwen2, as `config.architecture` says.
+
+    With a tied head there is no `lm_head` parameter, as in the files Hugging Face writes.
+
+    Weights start as normal noise with standard deviation `initializer_range`; the two projections
+    that write into the residual stream start smaller by sqrt(2 x layers), so that the stream's
+    variance does not grow with depth (GPT-2's rule). The loss at step 0 is close to ln V.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.model = Decoder(config)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+        self._initialise(into_residual=("o_proj.weight", "down_proj.weight"))
+
+    def hidden(
+        self, input_ids: Tensor, positions: Tensor | None = None, attend: Attend = causal
+    ) -> Tensor:
+        """Return the states (B, T, E) after the final norm."""
+        return self.model(input_ids, positions, attend)
+
+    def head_weight(self) -> Tensor:
+        """Return the matrix (V, E) that turns hidden states into logits."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight

@@ -1,0 +1,68 @@
+"""Small real objects for every test: a config, a model, a tokenizer, a model folder."""
+
+from pathlib import Path
+
+import torch
+
+from llmlab.model import LanguageModel, ModelConfig, build_model
+from llmlab.model.config_json import ARCHITECTURES
+from llmlab.tokenizers import Tokenizer
+
+TEXTS = (
+    "The cat sat on the mat, and the dog sat on the log.",
+    "def add(first, second):\n    return first + second\n",
+    "Naïve café: 12,345 résumés – 汉字 and emoji 🙂.",
+)
+
+CHAT = (
+    {"role": "user", "content": "Where is the cat?"},
+    {"role": "assistant", "content": "The cat sat on the mat."},
+)
+
+
+def tiny_config(architecture: str = "qwen3", *, vocab_size: int = 384, **changes) -> ModelConfig:
+    """A config of 3 layers that a forward pass takes milliseconds for.
+
+    Args:
+        architecture: qwen3, llama, qwen2 or gpt2.
+        vocab_size: V; the default leaves room for the tiny tokenizer.
+        changes: ModelConfig fields to set otherwise.
+    """
+    is_gpt2 = architecture == "gpt2"
+    fields = {
+        "architecture": ARCHITECTURES[architecture],
+        "vocab_size": vocab_size,
+        "hidden_size": 48,
+        "intermediate_size": 192 if is_gpt2 else 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4 if is_gpt2 else 2,
+        "head_dim": 12 if is_gpt2 else 16,
+        "max_position_embeddings": 128,
+        "hidden_act": "gelu_new" if is_gpt2 else "silu",
+        "tie_word_embeddings": True,
+    }
+    return ModelConfig(**(fields | changes))
+
+
+def tiny_model(architecture: str = "qwen3", seed: int = 0, **changes) -> LanguageModel:
+    """A model whose outputs differ clearly between tokens: weights of standard deviation 0.2."""
+    torch.manual_seed(seed)
+    config = tiny_config(architecture, **({"initializer_range": 0.2} | changes))
+    return build_model(config).eval()
+
+
+def tiny_tokenizer(vocab_size: int = 384) -> Tokenizer:
+    """A byte-level BPE tokenizer trained on three sentences."""
+    return Tokenizer.train(TEXTS, vocab_size=vocab_size)
+
+
+def tiny_model_folder(tmp_path: Path, architecture: str = "qwen3", seed: int = 0) -> Path:
+    """A whole model folder, tokenizer included."""
+    from llmlab.model import save_model
+
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(architecture, seed, vocab_size=max(384, tokenizer.vocab_size))
+    folder = tmp_path / f"tiny-{architecture}"
+    save_model(model, tokenizer, folder)
+    return folder
