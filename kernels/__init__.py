@@ -1,1 +1,1 @@
-"""kernels"""
+"""Kernels: tensors in, tensors out; nothing here knows models, tokenizers or requests."""
