@@ -86,11 +86,19 @@ class GgufFile:
         Raises:
             ModelError: the file has no such tensor.
         """
+        data = self.data(name)
+        return dequantize(data, self.tensors[name].block_format).reshape(self.tensors[name].shape)
+
+    def data(self, name: str) -> np.ndarray:
+        """Return the bytes of one tensor as stored: uint8, one dimension, not copied.
+
+        Raises:
+            ModelError: the file has no such tensor.
+        """
         if name not in self.tensors:
             raise ModelError(f"{self.path} has no tensor {name!r}; it has {len(self.tensors)}")
         info = self.tensors[name]
-        data = self._bytes[info.start : info.start + info.num_bytes]
-        return dequantize(data, info.block_format).reshape(info.shape)
+        return self._bytes[info.start : info.start + info.num_bytes]
 
 
 class _Cursor:
