@@ -174,6 +174,12 @@ class ModelConfig:
         return self.architecture == "Qwen2ForCausalLM"
 
     @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text, as a tuple that may be empty."""
+        ids = self.eos_token_id
+        return () if ids is None else ids if isinstance(ids, tuple) else (ids,)
+
+    @property
     def num_embedding_parameters(self) -> int:
         """Parameters that are only looked up: the tables, less one that is also the head."""
         tables = self.vocab_size * (0 if self.tie_word_embeddings else 1)
