@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from llmlab.model.attention import Attend, causal
     from llmlab.model.build import build_model
     from llmlab.model.config import ModelConfig
+    from llmlab.model.folder import load_config, load_model, load_weights, save_model
+    from llmlab.model.generate import generate
+    from llmlab.model.gguf_import import import_gguf
     from llmlab.model.gpt2 import GPT2
     from llmlab.model.language_model import LanguageModel
     from llmlab.model.transformer import Transformer
@@ -25,7 +28,7 @@ _HOMES = {
     "build_model": "llmlab.model.build",
     "causal": "llmlab.model.attention",
     "generate": "llmlab.model.generate",
-    "import_gguf": "llmlab.model.gguf",
+    "import_gguf": "llmlab.model.gguf_import",
     "load_config": "llmlab.model.folder",
     "load_model": "llmlab.model.folder",
     "load_weights": "llmlab.model.folder",
@@ -40,6 +43,12 @@ __all__ = [
     "Transformer",
     "build_model",
     "causal",
+    "generate",
+    "import_gguf",
+    "load_config",
+    "load_model",
+    "load_weights",
+    "save_model",
 ]
 
 
