@@ -1,0 +1,88 @@
+"""What `llmlab serve` and `llmlab chat` are started with; torch-free.
+
+Not here: what one request may ask for (`schema.py`, `params.py`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmlab.errors import ConfigError
+from llmlab.serve.params import EngineConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Serve a model folder behind the OpenAI HTTP API."""
+
+    model: Path
+    """Model folder (config.json, model.safetensors, tokenizer.json)."""
+    name: str | None = None
+    """Model name that requests use; the folder's name when left out."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 listens on every interface of the machine."""
+    port: int = 8000
+    """TCP port; 0 takes any free one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of weights and cache; auto takes what this machine multiplies faster."""
+    device: str = "cpu"
+    """Torch device the model runs on."""
+    max_model_len: int | None = None
+    """Most tokens of prompt and answer together; the model's own limit when left out."""
+    kv_memory_mb: int = 1024
+    """Memory of the key/value cache in MB (1e6 bytes)."""
+    max_batch_tokens: int = 512
+    """Most tokens computed in one step, prompts and decodes together."""
+    max_running: int = 32
+    """Most requests computed side by side."""
+    max_waiting: int = 256
+    """Most requests that wait for their turn; one more is refused with status 429."""
+    api_key_file: Path | None = None
+    """File with one API key a line; every route but /health then asks for one of them."""
+    shutdown_timeout_s: int = 5
+    """Seconds that running requests get to finish when the server is told to stop."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(
+                f"port={self.port} is no TCP port; use 1 to 65535, or 0 for a free one"
+            )
+        if self.shutdown_timeout_s < 0:
+            raise ConfigError(f"shutdown_timeout_s={self.shutdown_timeout_s} must be at least 0")
+
+    @property
+    def served_name(self) -> str:
+        """The name requests use for the model."""
+        return self.name or self.model.resolve().name
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The engine's part of these fields."""
+        return EngineConfig(
+            model=self.model,
+            dtype=self.dtype,
+            device=self.device,
+            max_model_len=self.max_model_len,
+            kv_memory_mb=self.kv_memory_mb,
+            max_batch_tokens=self.max_batch_tokens,
+            max_running=self.max_running,
+            max_waiting=self.max_waiting,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """Talk to any server that speaks the OpenAI API."""
+
+    base_url: str = "http://127.0.0.1:8000"
+    """URL of the server, with or without /v1."""
+    model: str | None = None
+    """Model name; the first one the server lists when left out."""
+    system: str | None = None
+    """System message that opens the conversation."""
+    temperature: float = 0.7
+    """Divides the logits, 0 to 2; 0 is greedy."""
+    max_tokens: int | None = None
+    """Most tokens of one answer; the server's own limit when left out."""
+    api_key_file: Path | None = None
+    """File whose first line is the API key; the variable OPENAI_API_KEY when left out."""

@@ -1,0 +1,137 @@
+"""The server as a process or as a thread: a socket, an engine, uvicorn between them.
+
+The socket is taken before the model loads, so a port in use is told at once; requests that come
+during loading wait in the socket's queue. When told to stop, the server takes no new request, gives
+the running ones `shutdown_timeout_s` seconds, then cuts them.
+
+Not here: routes (`app.py`), flags (`config.py`).
+"""
+
+import errno
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from llmlab.errors import MissingExtraError, ServerError
+from llmlab.serve.app import create_app
+from llmlab.serve.async_engine import AsyncEngine
+from llmlab.serve.config import ServeConfig
+from llmlab.serve.guards import read_api_keys
+
+try:
+    import uvicorn
+except ImportError as error:
+    raise MissingExtraError("uvicorn", "serve") from error
+
+
+@contextmanager
+def running_server(config: ServeConfig) -> Iterator[str]:
+    """Run the server in a thread of this process and yield its URL, such as http://127.0.0.1:8000.
+
+    It answers when the block begins and is gone, its threads too, when the block has ended.
+
+    Args:
+        config: `port=0` takes any free port.
+
+    Raises:
+        ServerError: the address cannot be listened on.
+        LabError: the model cannot be loaded.
+    """
+    with _prepared(config) as (server, listener, _):
+        thread = threading.Thread(target=server.run, args=([listener],), name="llmlab-http")
+        thread.start()
+        try:
+            server.ready.wait()
+            yield _url(config, listener)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def serve_until_stopped(config: ServeConfig, on_ready: Callable[[str, AsyncEngine], None]) -> None:
+    """Run the server in the main thread until it is told to stop.
+
+    SIGTERM ends it in good order and this returns; Ctrl-C does the same and raises
+    KeyboardInterrupt, and a second Ctrl-C does not wait for running requests.
+
+    Args:
+        config: what to serve.
+        on_ready: called with the URL and the engine once the model is loaded.
+
+    Raises:
+        ServerError: the address cannot be listened on.
+        LabError: the model cannot be loaded.
+    """
+    with _prepared(config) as (server, listener, engine):
+        on_ready(_url(config, listener), engine)
+        # uvicorn stops on the signal and then raises it again, for whoever handled it before.
+        before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+        try:
+            server.run([listener])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that tells another thread when it answers."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        finally:
+            self.ready.set()
+
+
+@contextmanager
+def _prepared(config: ServeConfig) -> Iterator[tuple[_Server, socket.socket, AsyncEngine]]:
+    api_keys = read_api_keys(config.api_key_file) if config.api_key_file else ()
+    with listen(config.host, config.port) as listener, AsyncEngine(config.engine) as engine:
+        app = create_app(engine, name=config.served_name, api_keys=api_keys)
+        settings = uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=config.shutdown_timeout_s,
+        )
+        yield _Server(settings), listener, engine
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening TCP socket.
+
+    Args:
+        host: address or name.
+        port: 0 takes any free one.
+
+    Raises:
+        ServerError: the port is in use, or the address is not one of this machine.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServerError(
+                f"port {port} of {host} is in use; stop what listens there, choose another "
+                "--port, or take any free one with --port 0"
+            ) from error
+        raise ServerError(
+            f"cannot listen on {host} port {port}: {error.strerror}; "
+            "choose another --host or --port"
+        ) from error
+
+
+def _url(config: ServeConfig, listener: socket.socket) -> str:
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    host = everywhere.get(config.host, config.host)
+    port = listener.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
