@@ -1,26 +1,29 @@
 """Small real objects for every test: a config, a model, a tokenizer, a model folder."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from llmlab.model import LanguageModel, ModelConfig, build_model
+from llmlab.model import LanguageModel, ModelConfig, build_model, save_model
 from llmlab.model.config_json import ARCHITECTURES
 from llmlab.tokenizers import Tokenizer
 
-TEXTS = (
+TEXTS: tuple[str, ...] = (
     "The cat sat on the mat, and the dog sat on the log.",
     "def add(first, second):\n    return first + second\n",
     "Naïve café: 12,345 résumés – 汉字 and emoji 🙂.",
 )
 
-CHAT = (
+CHAT: tuple[dict[str, str], ...] = (
     {"role": "user", "content": "Where is the cat?"},
     {"role": "assistant", "content": "The cat sat on the mat."},
 )
 
 
-def tiny_config(architecture: str = "qwen3", *, vocab_size: int = 384, **changes) -> ModelConfig:
+def tiny_config(
+    architecture: str = "qwen3", *, vocab_size: int = 384, **changes: Any
+) -> ModelConfig:
     """A config of 3 layers that a forward pass takes milliseconds for.
 
     Args:
@@ -29,7 +32,7 @@ def tiny_config(architecture: str = "qwen3", *, vocab_size: int = 384, **changes
         changes: ModelConfig fields to set otherwise.
     """
     is_gpt2 = architecture == "gpt2"
-    fields = {
+    fields: dict[str, Any] = {
         "architecture": ARCHITECTURES[architecture],
         "vocab_size": vocab_size,
         "hidden_size": 48,
@@ -45,11 +48,11 @@ def tiny_config(architecture: str = "qwen3", *, vocab_size: int = 384, **changes
     return ModelConfig(**(fields | changes))
 
 
-def tiny_model(architecture: str = "qwen3", seed: int = 0, **changes) -> LanguageModel:
+def tiny_model(architecture: str = "qwen3", seed: int = 0, **changes: Any) -> LanguageModel:
     """A model whose outputs differ clearly between tokens: weights of standard deviation 0.2."""
     torch.manual_seed(seed)
-    config = tiny_config(architecture, **({"initializer_range": 0.2} | changes))
-    return build_model(config).eval()
+    settings: dict[str, Any] = {"initializer_range": 0.2, **changes}
+    return build_model(tiny_config(architecture, **settings)).eval()
 
 
 def tiny_tokenizer(vocab_size: int = 384) -> Tokenizer:
@@ -59,8 +62,6 @@ def tiny_tokenizer(vocab_size: int = 384) -> Tokenizer:
 
 def tiny_model_folder(tmp_path: Path, architecture: str = "qwen3", seed: int = 0) -> Path:
     """A whole model folder, tokenizer included."""
-    from llmlab.model import save_model
-
     tokenizer = tiny_tokenizer()
     model = tiny_model(architecture, seed, vocab_size=max(384, tokenizer.vocab_size))
     folder = tmp_path / f"tiny-{architecture}"

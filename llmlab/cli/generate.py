@@ -8,8 +8,8 @@ import torch
 
 from llmlab.hardware import pick_device, pick_dtype
 from llmlab.model.folder import load_model
-from llmlab.model.generate import generate
 from llmlab.model.generate_config import GenerateConfig
+from llmlab.model.generation import generate
 from llmlab.track import Progress
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llmlab.model.build import build_model
     from llmlab.model.config import ModelConfig
     from llmlab.model.folder import load_config, load_model, load_weights, save_model
-    from llmlab.model.generate import generate
+    from llmlab.model.generation import generate
     from llmlab.model.gguf_import import import_gguf
     from llmlab.model.gpt2 import GPT2
     from llmlab.model.language_model import LanguageModel
@@ -27,7 +27,7 @@ _HOMES = {
     "Transformer": "llmlab.model.transformer",
     "build_model": "llmlab.model.build",
     "causal": "llmlab.model.attention",
-    "generate": "llmlab.model.generate",
+    "generate": "llmlab.model.generation",
     "import_gguf": "llmlab.model.gguf_import",
     "load_config": "llmlab.model.folder",
     "load_model": "llmlab.model.folder",

@@ -33,7 +33,7 @@ def generate(
     Args:
         model: in eval mode, on the device and in the dtype it shall run.
         tokenizer: the model's.
-        prompt: text (the tokenizer's BOS, if it has one, is put in front), or token ids as they are.
+        prompt: text (a BOS goes in front if the tokenizer wants one), or token ids as they are.
         max_tokens: most tokens to generate.
         temperature: 0 takes the most likely token each time.
         top_k: 0 is off.
