@@ -1,14 +1,38 @@
 """The engine on a thread of its own, for a server: requests stream their deltas to asyncio.
 
-Not here: what a step does (engine.py), HTTP.
+The event loop and the thread share an inbox (what to start, what to abort) and nothing else; the
+thread hands the deltas of a step back with one call into the loop. Not here: what a step does
+(engine.py), HTTP.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
+from llmlab.errors import RequestError, ServerError
 from llmlab.serve.deltas import Delta, EngineStats
+from llmlab.serve.engine import Engine
 from llmlab.serve.params import EngineConfig, SamplingParams
-from llmlab.tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mailbox:
+    """Where the deltas of one request go.
+
+    The engine refers to this and not to the stream, so that a stream can notice that nobody reads
+    it any more.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Delta | ServerError]
 
 
 class Stream(AsyncIterator[Delta]):
@@ -16,7 +40,19 @@ class Stream(AsyncIterator[Delta]):
 
     Closing it (`await stream.aclose()`, leaving `async with`, cancelling the task that waits for
     a delta, or dropping the last reference) aborts the request and frees its pages.
+
+    Args:
+        mailbox: where the deltas arrive.
+        abort: aborts the request; harmless when it is over.
     """
+
+    def __init__(self, mailbox: _Mailbox, abort: Callable[[_Mailbox], None]) -> None:
+        self._mailbox = mailbox
+        self._abort = abort
+        self._done = False
+
+    def __aiter__(self) -> Self:
+        return self
 
     async def __anext__(self) -> Delta:
         """Wait for the next delta.
@@ -24,36 +60,80 @@ class Stream(AsyncIterator[Delta]):
         Raises:
             ServerError: the engine failed; every stream gets this error.
         """
-        raise NotImplementedError
+        if self._done:
+            raise StopAsyncIteration
+        try:
+            item = await self._mailbox.queue.get()
+        except asyncio.CancelledError:
+            self._end()
+            raise
+        if isinstance(item, ServerError):
+            self._done = True
+            raise item
+        self._done = item.finish_reason is not None
+        return item
 
-    async def __aenter__(self) -> "Stream":
+    async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end()
 
     async def aclose(self) -> None:
         """Abort the request if it still runs; calling it twice does no harm."""
-        raise NotImplementedError
+        self._end()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if not self._done:
+            self._done = True
+            self._abort(self._mailbox)
 
 
 class AsyncEngine:
     """An `Engine` that steps on its own thread while there is work, and sleeps otherwise.
 
-    `with AsyncEngine(folder) as engine:` or `close()` when done. Every method may be called from
-    the event loop: none waits for a step.
+    `with AsyncEngine(folder) as engine:` or `close()` when done. Every method but `close` may be
+    called from the event loop: none waits for a step.
 
     Args:
         model: a model folder, or an `EngineConfig` that names one.
+
+    Raises:
+        ModelError: the folder is no model folder.
+        ConfigError: the cache would hold no page.
     """
 
-    tokenizer: Tokenizer
-    config: EngineConfig
-    max_model_len: int
-    """Most tokens of prompt and answer together."""
-
     def __init__(self, model: EngineConfig | Path | str) -> None:
-        raise NotImplementedError
+        self._engine = Engine(model)
+        self.config = self._engine.config
+        self.model_config = self._engine.model_config
+        self.tokenizer = self._engine.tokenizer
+        self.max_model_len = self._engine.max_model_len
+        """Most tokens of prompt and answer together."""
+        # A Condition's lock is reentrant: a stream collected while it is held can still abort.
+        self._wake = threading.Condition()
+        self._inbox: list[Callable[[], None]] = []  # guarded by _wake, as the next three
+        self._open: set[_Mailbox] = set()
+        self._stopping = False
+        self._failure: ServerError | None = None
+        self._numbers: dict[_Mailbox, int] = {}  # of the thread alone, as the next one
+        self._mailboxes: dict[int, _Mailbox] = {}
+        self._thread = threading.Thread(target=self._run, name="llmlab-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Stream:
         """Queue one request; call it from a running event loop.
@@ -66,17 +146,105 @@ class AsyncEngine:
                 (status 400); the waiting queue is full (status 429).
             ServerError: the engine has stopped.
         """
-        raise NotImplementedError
+        self._engine.check(prompt_ids, params)
+        mailbox = _Mailbox(asyncio.get_running_loop(), asyncio.Queue())
+        with self._wake:
+            if not self.alive:
+                raise self._failure or ServerError("the engine is closed; start the server again")
+            if len(self._open) >= self.config.max_running + self.config.max_waiting:
+                raise RequestError(
+                    f"{len(self._open)} requests run or wait already; try again later", status=429
+                )
+            self._open.add(mailbox)
+            self._inbox.append(partial(self._start, mailbox, prompt_ids, params))
+            self._wake.notify()
+        return Stream(mailbox, self._abort)
 
     @property
     def alive(self) -> bool:
         """False after `close()` or a failure in the step loop."""
-        raise NotImplementedError
+        return not self._stopping and self._failure is None
 
     def stats(self) -> EngineStats:
         """Return the counters as of the last step."""
-        raise NotImplementedError
+        stats = self._engine.stats()
+        return replace(stats, waiting=max(0, len(self._open) - stats.running))
 
     def close(self) -> None:
         """Stop the thread; open streams end with finish_reason "abort". May be called twice."""
-        raise NotImplementedError
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _abort(self, mailbox: _Mailbox) -> None:
+        with self._wake:
+            if mailbox in self._open:
+                self._inbox.append(partial(self._forget, mailbox))
+                self._wake.notify()
+
+    # What follows runs on the engine's thread.
+
+    def _run(self) -> None:
+        reason = None
+        try:
+            while self._next_commands():
+                self._deliver(self._engine.step())
+        except Exception as error:
+            # Whatever a step can raise, the streams must hear of it: nobody else will tell them.
+            logger.exception("the engine stopped")
+            reason = f"the engine stopped: {type(error).__name__}: {error}; start the server again"
+        with self._wake:
+            self._failure = None if reason is None else ServerError(reason)
+            left = list(self._open)
+        last = Delta(finish_reason="abort")
+        self._send([(mailbox, ServerError(reason) if reason else last) for mailbox in left])
+        for mailbox in left:
+            self._forget(mailbox)
+
+    def _next_commands(self) -> bool:
+        """Wait for work and carry out what the inbox says; False when it is time to stop."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._inbox or self._engine.has_work or self._stopping)
+            commands, self._inbox = self._inbox, []
+            if self._stopping:
+                return False
+        for command in commands:
+            command()
+        return True
+
+    def _start(self, mailbox: _Mailbox, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        number = self._engine.submit(prompt_ids, params)
+        self._numbers[mailbox], self._mailboxes[number] = number, mailbox
+
+    def _forget(self, mailbox: _Mailbox) -> None:
+        number = self._numbers.pop(mailbox, None)
+        if number is not None:
+            del self._mailboxes[number]
+            self._engine.abort(number)
+        with self._wake:
+            self._open.discard(mailbox)
+
+    def _deliver(self, deltas: list[tuple[int, Delta]]) -> None:
+        letters = [(self._mailboxes[number], delta) for number, delta in deltas]
+        for mailbox, delta in letters:
+            if delta.finish_reason is not None:
+                self._forget(mailbox)
+        self._send(letters)
+
+    def _send(self, letters: Sequence[tuple[_Mailbox, Delta | ServerError]]) -> None:
+        """Put letters into their mailboxes, with one call for each event loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Mailbox, Delta | ServerError]]] = {}
+        for letter in letters:
+            by_loop.setdefault(letter[0].loop, []).append(letter)
+        for loop, own in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_put, own)
+            except RuntimeError:  # the loop is closed: nobody reads these any more
+                for mailbox, _ in own:
+                    self._forget(mailbox)
+
+
+def _put(letters: Sequence[tuple[_Mailbox, Delta | ServerError]]) -> None:
+    for mailbox, item in letters:
+        mailbox.queue.put_nowait(item)

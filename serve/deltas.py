@@ -3,6 +3,7 @@
 Not here: JSON shapes (the HTTP layer writes those). Torch-free.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,8 +20,6 @@ class TokenLogprob:
     """The token's own bytes; alone they may be part of a character."""
     logprob: float
     """Natural logarithm."""
-    rank: int
-    """1 for the likeliest token of the vocabulary."""
     top: tuple["TokenLogprob", ...] = ()
     """As many most likely tokens as were asked for, likeliest first; their own `top` is empty."""
 
@@ -68,6 +67,34 @@ class Output:
     """Seconds from arrival to the first token; None when none was generated."""
     total_s: float = 0.0
     """Seconds from arrival to the end."""
+
+    @classmethod
+    def from_deltas(
+        cls,
+        prompt_ids: Iterable[int],
+        deltas: Sequence[Delta],
+        *,
+        first_token_s: float | None = None,
+        total_s: float = 0.0,
+    ) -> "Output":
+        """Join all deltas of a finished request.
+
+        Raises:
+            ValueError: the last delta has no finish_reason.
+        """
+        reason = deltas[-1].finish_reason if deltas else None
+        if reason is None:
+            raise ValueError("the request is not finished: its last delta has no finish_reason")
+        return cls(
+            prompt_token_ids=tuple(prompt_ids),
+            text="".join(delta.text for delta in deltas),
+            token_ids=tuple(i for delta in deltas for i in delta.token_ids),
+            finish_reason=reason,
+            logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
+            prompt_logprobs=deltas[0].prompt_logprobs,
+            first_token_s=first_token_s,
+            total_s=total_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,16 @@ class Sequence:
     params: SamplingParams
     max_len: int
     """Tokens at which it ends for length, prompt included."""
+    seed: int
+    """What its random numbers come from."""
+    stop_ids: frozenset[int] = frozenset()
+    """Token ids that end it."""
     num_computed: int = 0
     """Leading tokens whose keys and values are in the pages."""
     pages: list[int] = field(default_factory=list)
     """Owned pages, in the order of the positions they hold."""
+    num_scored: int = 1
+    """Leading prompt tokens that need no log-probability any more; nothing predicts the first."""
 
     @property
     def num_pending(self) -> int:
@@ -54,6 +60,11 @@ class Slice:
         return self.end - self.start
 
     @property
-    def predicts(self) -> bool:
-        """True when the last token known is among them, so that a next one can be sampled."""
+    def is_last(self) -> bool:
+        """True when it ends where the sequence does: nothing is left to compute."""
         return self.end == len(self.seq.token_ids)
+
+    @property
+    def wants_token(self) -> bool:
+        """True when its last token predicts one to append."""
+        return self.is_last and self.end < self.seq.max_len
