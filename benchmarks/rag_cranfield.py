@@ -1,0 +1,148 @@
+"""Retrieval quality and speed on Cranfield: 1,400 abstracts, 225 questions, judged by experts.
+
+Claim: hybrid search finds more than either of its legs. Reads `$LLMLAB_DATA/cranfield`
+(`cran.all.1400`, `cran.qry`, `cranqrel`), appends one row to
+`benchmarks/results/rag_cranfield.jsonl`. Binary relevance: grade above 0; the grades' order is not used.
+
+    python benchmarks/rag_cranfield.py [--no-write]
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmlab.rag import Document, Index
+from llmlab.rag.config import Mode
+
+MODES: tuple[Mode, ...] = ("hybrid", "bm25", "dense")
+_RESULTS = Path(__file__).parent / "results" / "rag_cranfield.jsonl"
+_POOL = 100
+
+
+@dataclass(frozen=True)
+class Cranfield:
+    """The collection."""
+
+    documents: list[Document]
+    """Abstracts; the source is the number, the text the title and the body."""
+
+    questions: list[str]
+    """In file order; judgements name them by position."""
+
+    relevant: list[frozenset[str]]
+    """Sources of the relevant documents of each question."""
+
+
+def load_cranfield(folder: Path) -> Cranfield:
+    """Read the collection's three files."""
+    records = _records(folder / "cran.all.1400")
+    documents = [Document(key, fields["W"] or fields["T"], fields["T"]) for key, fields in records]
+    questions = [" ".join(fields["W"].split()) for _, fields in _records(folder / "cran.qry")]
+    relevant: list[set[str]] = [set() for _ in questions]
+    for line in (folder / "cranqrel").read_text().splitlines():
+        question, document, grade = map(int, line.split())
+        if grade > 0:
+            relevant[question - 1].add(str(document))
+    return Cranfield(documents, questions, [frozenset(found) for found in relevant])
+
+
+def _records(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Split a SMART-format file into records of fields by their letter."""
+    records = []
+    for block in re.split(r"^\.I ", path.read_text(), flags=re.MULTILINE)[1:]:
+        number, _, rest = block.partition("\n")
+        parts = re.split(r"^\.([TABW])\n", rest, flags=re.MULTILINE)
+        fields: dict[str, str] = {letter: "" for letter in "TABW"}  # noqa: C420 (str, not literals)
+        for letter, text in zip(parts[1::2], parts[2::2], strict=True):
+            fields[letter] += text.strip()
+        records.append((str(int(number)), fields))
+    return records
+
+
+def rank_documents(index: Index, question: str, mode: Mode, limit: int = 10) -> list[str]:
+    """Return the sources of the best documents; a document is as good as its best chunk."""
+    hits = index.search(question, _POOL, mode=mode)
+    return list(dict.fromkeys(hit.doc for hit in hits))[:limit]
+
+
+def ndcg(ranked: Sequence[str], relevant: frozenset[str], k: int = 10) -> float:
+    """Normalised discounted cumulative gain with binary gains (Järvelin, Kekäläinen 2002)."""
+    if not relevant:
+        return 0.0
+    gain = sum(1 / math.log2(at + 2) for at, doc in enumerate(ranked[:k]) if doc in relevant)
+    return gain / sum(1 / math.log2(at + 2) for at in range(min(k, len(relevant))))
+
+
+def mean_ndcg(index: Index, data: Cranfield, mode: Mode) -> float:
+    """Return nDCG@10 averaged over the questions."""
+    return statistics.mean(
+        ndcg(rank_documents(index, question, mode), relevant)
+        for question, relevant in zip(data.questions, data.relevant, strict=True)
+    )
+
+
+def measure(data: Cranfield, folder: Path) -> dict[str, object]:
+    """Index the collection, ask all questions in all modes."""
+    with Index(folder) as index:
+        began_s = time.perf_counter()
+        report = index.add(data.documents)
+        index.prepare()
+        index_s = time.perf_counter() - began_s
+        quality = {f"ndcg10_{mode}": round(mean_ndcg(index, data, mode), 4) for mode in MODES}
+        speed: dict[str, float] = {}
+        for mode in MODES:
+            times_ms = sorted(_time_ms(index, question, mode) for question in data.questions)
+            for name, share in (("p20", 0.2), ("median", 0.5), ("p80", 0.8)):
+                speed[f"search_ms_{mode}_{name}"] = round(times_ms[int(share * len(times_ms))], 2)
+    return {"chunks": report.chunks, **quality, "index_s": round(index_s, 1), **speed}
+
+
+def _time_ms(index: Index, question: str, mode: Mode) -> float:
+    began_s = time.perf_counter()
+    index.search(question, 10, mode=mode)
+    return 1000 * (time.perf_counter() - began_s)
+
+
+def _commit() -> str:
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor()
+
+
+def write_row(row: Mapping[str, object]) -> None:
+    """Append a row to the results."""
+    with _RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def main() -> None:
+    """Measure, print, and write the row."""
+    data = load_cranfield(Path(os.environ["LLMLAB_DATA"]) / "cranfield")
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(data, Path(folder) / "index")
+    machine = {"device": _cpu(), "cores": os.cpu_count(), "dtype": "float32"}
+    row = {"commit": _commit(), **machine, "documents": len(data.documents), **found}
+    print(json.dumps(row, indent=2))
+    if "--no-write" not in sys.argv:
+        write_row(row)
+
+
+if __name__ == "__main__":
+    main()
