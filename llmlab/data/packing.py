@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from llmlab import __version__
 from llmlab.data.config import PackConfig
 from llmlab.data.documents import iter_documents
 from llmlab.data.encoding import encode_documents
@@ -181,7 +180,6 @@ class _Run:
                 self._report(splits)
         return {
             "format_version": FORMAT_VERSION,
-            "llmlab_version": __version__,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
             "eos_token_id": tokenizer.eos_token_id,
