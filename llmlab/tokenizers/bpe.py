@@ -1,0 +1,117 @@
+"""Byte-pair encoding of one pre-token, and the cache in front of it.
+
+The lowest-ranked merge is applied first, the leftmost of equals, one at a time, until none
+applies: a queue of candidates over a linked list, so a pre-token of n bytes takes O(n log n), not
+O(n^2). Words repeat (Zipf), so nearly every pre-token of a text comes from the cache. Not here:
+cutting text into pre-tokens (splits.py), learning merges (trainer.py).
+
+Source: Sennrich et al., arXiv:1508.07909.
+"""
+
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+
+from llmlab.errors import TokenizerError
+from llmlab.tokenizers.alphabet import CHARS, spell, utf8
+
+_MAX_CACHED = 2**17
+"""Pre-tokens held; at most about 40 MB with the next bound."""
+
+_MAX_CACHED_CHARS = 64
+"""A longer pre-token is no word and will hardly come again."""
+
+
+class BPE:
+    """Merges over a vocabulary.
+
+    Args:
+        vocab: token, spelled in the byte alphabet, to id.
+        merges: pairs of tokens, the first one ranked lowest.
+        whole_words: tokens that a pre-token equal to them becomes at once, merges or not
+            (`ignore_merges` in tokenizer.json; Llama 3 has it).
+        unknown_id: what a byte without a token becomes; None drops it, as `tokenizers` does.
+
+    Raises:
+        TokenizerError: a merge names or makes a token that is not in the vocabulary.
+    """
+
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        merges: Sequence[tuple[str, str]],
+        *,
+        whole_words: Mapping[str, int],
+        unknown_id: int | None = None,
+    ) -> None:
+        self._byte_ids = [vocab.get(char, unknown_id) for char in CHARS]
+        self._whole_words = whole_words
+        self._ranks: dict[tuple[int, int], int] = {}
+        self._made: list[int] = []
+        for rank, (left, right) in enumerate(merges):
+            try:
+                pair, made = (vocab[left], vocab[right]), vocab[left + right]
+            except KeyError as error:
+                raise TokenizerError(
+                    f"merge {rank} ({left!r}, {right!r}) needs the token {error.args[0]!r}, "
+                    "which is not in the vocabulary; the file is damaged or cut short"
+                ) from error
+            self._ranks[pair] = rank
+            self._made.append(made)
+
+    def encode(self, piece: str) -> list[int]:
+        """Return the ids of one pre-token."""
+        data = utf8(piece)
+        if self._whole_words and (whole := self._whole_words.get(spell(data))) is not None:
+            return [whole]
+        ids = [token for byte in data if (token := self._byte_ids[byte]) is not None]
+        return self._merge(ids) if len(ids) > 1 else ids
+
+    def _merge(self, ids: list[int]) -> list[int]:
+        ranks, end = self._ranks, len(ids)
+        after = list(range(1, end + 1))
+        before = list(range(-1, end - 1))
+        queue = [(ranks[pair], at) for at, pair in enumerate(pairwise(ids)) if pair in ranks]
+        heapify(queue)
+        while queue:
+            rank, at = heappop(queue)
+            right = after[at]
+            if right == end or ranks.get((ids[at], ids[right])) != rank:
+                continue  # one of the two was merged away meanwhile
+            ids[at], ids[right] = self._made[rank], -1
+            right = after[at] = after[right]
+            if right < end:
+                before[right] = at
+                if (found := ranks.get((ids[at], ids[right]))) is not None:
+                    heappush(queue, (found, at))
+            left = before[at]
+            if left >= 0 and (found := ranks.get((ids[left], ids[at]))) is not None:
+                heappush(queue, (found, left))
+        return [token for token in ids if token >= 0]
+
+
+class PieceCache(dict[str, bytes]):
+    """Pre-token to its ids as uint32 bytes; a missing one is encoded and kept.
+
+    It is emptied when full, so memory is bounded and the words of the moment come back at once.
+
+    Args:
+        encode: pre-token to ids.
+        max_pieces: pre-tokens held.
+    """
+
+    def __init__(
+        self, encode: Callable[[str], list[int]], *, max_pieces: int = _MAX_CACHED
+    ) -> None:
+        super().__init__()
+        self._encode = encode
+        self._max_pieces = max_pieces
+
+    def __missing__(self, piece: str) -> bytes:
+        ids = array("I", self._encode(piece)).tobytes()
+        if len(piece) <= _MAX_CACHED_CHARS:
+            if len(self) >= self._max_pieces:
+                self.clear()
+            self[piece] = ids
+        return ids
