@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.errors import ModelError, did_you_mean
+from llmlab.errors import ModelError
 from llmlab.model.gguf import GgufFile
 
 _DECODER_NAMES = {
@@ -80,8 +80,8 @@ def architecture(file: GgufFile) -> str:
     name = str(file.metadata.get("general.architecture", ""))
     if name not in _CLASSES:
         raise ModelError(
-            f"{file.path} holds the architecture {name!r}{did_you_mean(name, _CLASSES)}; "
-            "give a GGUF of one of these"
+            f"{file.path} holds the architecture {name!r}; those read are "
+            f"{', '.join(sorted(_CLASSES))}"
         )
     if "token_embd.weight" not in file.tensors:
         raise ModelError(f"{file.path} has no token_embd.weight; it is not a whole language model")
