@@ -56,11 +56,11 @@ async def running_choices(
         RequestError: the engine refuses one of them; the others are aborted.
         ServerError: the engine has stopped.
     """
-    most = engine.config.max_waiting
+    most = engine.config.max_running + engine.config.max_waiting
     if len(requests) > most:
         raise ApiError(
-            f"the request asks for {len(requests)} choices (prompts times n), but the queue of "
-            f"this server holds {most}; send fewer, or start the server with a larger "
+            f"the request asks for {len(requests)} choices (prompts times n), but this "
+            f"server holds {most}; send fewer, or start the server with a larger "
             "--max-waiting",
             param="n",
         )

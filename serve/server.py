@@ -22,6 +22,7 @@ from llmlab.serve.guards import read_api_keys
 
 try:
     import uvicorn
+    from starlette.types import ASGIApp
 except ImportError as error:
     raise MissingExtraError("uvicorn", "serve") from error
 
@@ -39,15 +40,28 @@ def running_server(config: ServeConfig) -> Iterator[str]:
         ServerError: the address cannot be listened on.
         LabError: the model cannot be loaded.
     """
-    with _prepared(config) as (server, listener, _):
-        thread = threading.Thread(target=server.run, args=([listener],), name="llmlab-http")
-        thread.start()
-        try:
-            server.ready.wait()
-            yield _url(config, listener)
-        finally:
-            server.should_exit = True
-            thread.join()
+    with _loaded(config) as (app, listener, _), running_app(app, listener, config):
+        yield _url(config, listener)
+
+
+@contextmanager
+def running_app(app: ASGIApp, listener: socket.socket, config: ServeConfig) -> Iterator[None]:
+    """Serve an application in a thread of this process while the block runs.
+
+    Args:
+        app: what answers.
+        listener: the socket, which this closes.
+        config: how long running requests may take when the block ends.
+    """
+    server = _Server(_settings(app, config))
+    thread = threading.Thread(target=server.run, args=([listener],), name="llmlab-http")
+    thread.start()
+    try:
+        server.ready.wait()
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def serve_until_stopped(config: ServeConfig, on_ready: Callable[[str, AsyncEngine], None]) -> None:
@@ -64,7 +78,8 @@ def serve_until_stopped(config: ServeConfig, on_ready: Callable[[str, AsyncEngin
         ServerError: the address cannot be listened on.
         LabError: the model cannot be loaded.
     """
-    with _prepared(config) as (server, listener, engine):
+    with _loaded(config) as (app, listener, engine):
+        server = _Server(_settings(app, config))
         on_ready(_url(config, listener), engine)
         # uvicorn stops on the signal and then raises it again, for whoever handled it before.
         before = signal.signal(signal.SIGTERM, lambda number, frame: None)
@@ -89,20 +104,22 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def _prepared(config: ServeConfig) -> Iterator[tuple[_Server, socket.socket, AsyncEngine]]:
+def _loaded(config: ServeConfig) -> Iterator[tuple[ASGIApp, socket.socket, AsyncEngine]]:
     api_keys = read_api_keys(config.api_key_file) if config.api_key_file else ()
     with listen(config.host, config.port) as listener, AsyncEngine(config.engine) as engine:
-        app = create_app(engine, name=config.served_name, api_keys=api_keys)
-        settings = uvicorn.Config(
-            app,
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=config.shutdown_timeout_s,
-        )
-        yield _Server(settings), listener, engine
+        yield create_app(engine, name=config.served_name, api_keys=api_keys), listener, engine
+
+
+def _settings(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=config.shutdown_timeout_s,
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from llmlab.errors import ConfigError, MissingExtraError, ServerError
@@ -13,6 +14,7 @@ from llmlab.track import Progress
 
 try:
     import openai
+    from openai.types.chat import ChatCompletionMessageParam
 except ImportError as error:
     raise MissingExtraError("openai", "serve") from error
 
@@ -78,7 +80,7 @@ class Conversation:
         self.model = model
         self._client = client
         self._config = config
-        self._messages: list[dict[str, str]] = []
+        self._messages: list[ChatCompletionMessageParam] = []
         self.reset()
 
     def reset(self) -> None:
@@ -86,17 +88,20 @@ class Conversation:
         system = self._config.system
         self._messages = [{"role": "system", "content": system}] if system else []
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str]:
         """Yield the answer to `text` piece by piece.
 
         What was said until the end, an interrupt included, becomes part of the conversation; a
         refused turn does not.
         """
-        asked = [*self._messages, {"role": "user", "content": text}]
+        asked: list[ChatCompletionMessageParam] = [
+            *self._messages,
+            {"role": "user", "content": text},
+        ]
         limit = self._config.max_tokens
         chunks = self._client.chat.completions.create(
             model=self.model,
-            messages=asked,  # pyrefly: ignore
+            messages=asked,
             temperature=self._config.temperature,
             max_tokens=openai.omit if limit is None else limit,
             stream=True,
@@ -110,8 +115,7 @@ class Conversation:
                         yield said[-1]
         finally:
             if said:
-                answer = {"role": "assistant", "content": "".join(said)}
-                self._messages = [*asked, answer]
+                self._messages = [*asked, {"role": "assistant", "content": "".join(said)}]
 
 
 def _interactive(conversation: Conversation) -> None:
@@ -135,10 +139,11 @@ def _interactive(conversation: Conversation) -> None:
 def _turn(conversation: Conversation, text: str) -> None:
     """Show one answer; ctrl-c ends the answer, not the conversation."""
     try:
-        _show(conversation.answer(text))
+        with closing(conversation.answer(text)) as pieces:
+            _show(pieces)
     except KeyboardInterrupt:
         print("\n(stopped)", file=sys.stderr)
-    except openai.APIStatusError as error:
+    except openai.APIError as error:
         print(f"refused: {error.message}", file=sys.stderr)
 
 

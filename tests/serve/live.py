@@ -1,0 +1,56 @@
+"""A real server on a loopback port, whose engine the test can look into."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from llmlab.serve.app import create_app
+from llmlab.serve.async_engine import AsyncEngine
+from llmlab.serve.config import ServeConfig
+from llmlab.serve.server import listen, running_app
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running server."""
+
+    url: str
+    engine: AsyncEngine
+    client: httpx.Client
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        """Post a JSON body."""
+        return self.client.post(path, json=body)
+
+    def idle(self) -> bool:
+        """Whether nothing runs or waits and every page is free."""
+        stats = self.engine.stats()
+        return stats.running == stats.waiting == 0 and stats.free_pages == stats.num_pages
+
+
+@contextmanager
+def live(folder: Path, api_keys: tuple[str, ...] = (), **fields: Any) -> Iterator[Live]:
+    """Serve a model folder under the name `tiny`."""
+    fields = {"dtype": "float32", "kv_memory_mb": 8, "shutdown_timeout_s": 1} | fields
+    config = ServeConfig(model=folder, name="tiny", port=0, **fields)
+    with listen(config.host, 0) as listener, AsyncEngine(config.engine) as engine:
+        app = create_app(engine, name="tiny", api_keys=api_keys)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            running_app(app, listener, config),
+            httpx.Client(base_url=url, timeout=30) as client,
+        ):
+            yield Live(url, engine, client)
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    """Wait for something that another thread brings about; fail when it does not."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
