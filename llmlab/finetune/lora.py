@@ -9,6 +9,7 @@ Sources: arXiv:2106.09685 (LoRA), arXiv:2312.03732 (rsLoRA: scaling alpha / sqrt
 
 import math
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,8 @@ class LoraLinear(nn.Module):
 
     def __init__(self, layer: nn.Linear | Conv1D, config: LoraConfig) -> None:
         super().__init__()
-        self.weight: nn.Parameter = layer.weight
-        self.bias: nn.Parameter | None = layer.bias
+        self.weight = cast(nn.Parameter, layer.weight)
+        self.bias = cast(nn.Parameter | None, layer.bias)
         self.transposed = isinstance(layer, Conv1D)
         out_size, in_size = layer.weight.T.shape if self.transposed else layer.weight.shape
         with torch.device(layer.weight.device):
