@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import pickle
 import random
 import re
 import shutil
@@ -24,7 +25,8 @@ import torch
 from torch import Tensor, nn, optim
 
 from llmlab.errors import ModelError, OutputError
-from llmlab.outputs import whole_folder
+from llmlab.outputs import whole_file, whole_folder
+from llmlab.track import read_metrics
 from llmlab.training.optimizer import trainable_parameters
 from llmlab.training.plan import TrainingPlan
 
@@ -123,7 +125,8 @@ def save_checkpoint(
     }
     with whole_folder(folder, overwrite=True) as partial:
         try:
-            torch.save(state, partial / "state.pt")
+            with (partial / "state.pt").open("wb") as file:
+                torch.save(state, file)
             facts = {
                 "position": dataclasses.asdict(position),
                 "plan": dataclasses.asdict(plan),
@@ -150,7 +153,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if fault:
         raise ModelError(f"{folder} is not a usable checkpoint: {fault}; resume from an older one")
     facts = json.loads((folder / "checkpoint.json").read_text())
-    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{folder / 'state.pt'} holds more than tensors and plain values, so it is not loaded; "
+            "resume from a checkpoint that llmlab wrote"
+        ) from error
     return Checkpoint(
         folder=folder, position=Position(**facts["position"]), plan=facts["plan"], **state
     )
@@ -164,6 +173,15 @@ def find_latest(out: Path) -> Path | None:
             return folder
         _log.warning("%s is passed over: %s", folder, fault)
     return None
+
+
+def rewind_rows(path: Path, step: int) -> None:
+    """Drop the rows of a JSON Lines file whose `step` is later: they will be made again."""
+    if path.is_file():
+        rows = [row for row in read_metrics(path) if row["step"] <= step]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with whole_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def _checkpoints(out: Path) -> list[Path]:
@@ -201,8 +219,10 @@ def _sha256(path: Path) -> str:
 
 
 def _cannot_write(folder: Path, error: Exception) -> OutputError:
+    # torch's zip writer wraps what a full disk raised into a RuntimeError of its own.
+    cause = error if isinstance(error, OSError) else error.__context__
+    reason = cause.strerror if isinstance(cause, OSError) else str(error)
     free_mb = shutil.disk_usage(folder.parent).free / 1e6
-    reason = str(error).splitlines()[0]
     return OutputError(
         f"cannot write {folder}: {reason} ({free_mb:.0f} MB free); free some space, then go on "
         "from the last checkpoint with --resume"

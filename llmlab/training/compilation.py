@@ -68,6 +68,6 @@ def compiled(loss_sum: LossSum, try_out: Callable[[LossSum], None]) -> tuple[Los
     try:
         try_out(fast)
     except RuntimeError as error:  # every failure of dynamo or inductor is one
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split("\n")[:2])
         return loss_sum, f"torch.compile failed ({reason}); going on without it"
     return fast, f"torch.compile is on; compiled in {time.monotonic() - start:.0f} s"

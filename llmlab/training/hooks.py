@@ -34,7 +34,8 @@ class Hooks:
     """What to call on the way.
 
     Inside `evaluate` and `sample` the model is in eval mode and keeps no gradients; random
-    generators are put back afterwards, so that neither changes the run.
+    generators are put back afterwards, so that neither changes the run. `evaluate` runs under the
+    run's autocast, `sample` in the dtype of the weights.
     """
 
     on_progress: OnProgress = silent
@@ -66,6 +67,9 @@ class TrainState:
 
     loss: float
     """Loss of the last step in nats a token; nan when this call made none."""
+
+    dtype: str
+    """Compute dtype, `float32` or `bfloat16`."""
 
     checkpoint: Path
     """The last checkpoint."""

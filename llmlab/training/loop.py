@@ -12,7 +12,6 @@ Not here: which model, which data, what an evaluation measures. They are passed 
 import contextlib
 import dataclasses
 import errno
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -25,14 +24,14 @@ from torch import Tensor
 from llmlab.errors import DataError, ModelError, OutputError
 from llmlab.hardware import gemm_flops_per_s, pick_dtype
 from llmlab.model.language_model import LanguageModel
-from llmlab.outputs import whole_file
-from llmlab.track import MetricsLog, read_metrics
+from llmlab.track import MetricsLog
 from llmlab.track.progress import format_row
 from llmlab.training.checkpoint import (
     Checkpoint,
     Position,
     find_latest,
     load_checkpoint,
+    rewind_rows,
     save_checkpoint,
 )
 from llmlab.training.compilation import LossSum, compiled, missing_compiler, worth_compiling
@@ -133,23 +132,25 @@ class _Run:
         self.clock_offset = self.position.elapsed_s
         self.evaluated = self.sampled = self.position.step
         self.saved = checkpoint.folder
-        _forget_rows_after(self.out / "metrics.jsonl", self.position.step)
+        rewind_rows(self.out / "metrics.jsonl", self.position.step)
         changes = "; ".join(self.plan.differences(checkpoint.plan))
         self._note(f"resuming from {checkpoint.folder}" + (f" with {changes}" if changes else ""))
         return checkpoint.position
 
     def _choose_dtype(self, began: Position | None) -> None:
         """Take the plan's dtype; `auto` stays with the one the run began with."""
-        name, reason = self.plan.dtype, "as asked"
+        name = self.plan.dtype
+        reason = f"{name}, as asked"
         if name == "auto" and began is not None:
-            name, reason = began.dtype, "as the run began"
+            name, reason = began.dtype, f"{began.dtype}, as the run began"
         elif name == "auto":
             picked, reason = pick_dtype(self.device)
             name = str(picked).removeprefix("torch.")
         self.position = dataclasses.replace(self.position, dtype=name)
         if self.flops_per_token:
-            self.flops_per_s = gemm_flops_per_s(getattr(torch, name))
-        self._note(f"computing in {name} on {self.device}: {reason}")
+            size = 4096 if self.device.type == "cuda" else 512
+            self.flops_per_s = gemm_flops_per_s(getattr(torch, name), self.device, size=size)
+        self._note(f"computing in {reason}")
 
     def _choose_compilation(self, began: Position | None) -> None:
         """Compile if asked to or if it repays itself; `auto` stays with what the run began with."""
@@ -261,7 +262,7 @@ class _Run:
         """Evaluate, sample and save, each where it is due."""
         step, hooks, plan = self.position.step, self.hooks, self.plan
         if hooks.evaluate and self.evaluated < step and (last or _due(step, plan.eval_every)):
-            with self._aside():
+            with self._aside(), autocast(self.device, self.position.dtype):
                 row = {"step": step, **hooks.evaluate(step)}
             self.evaluated = step
             metrics.write(row)
@@ -282,6 +283,7 @@ class _Run:
             tokens=at.tokens,
             elapsed_s=self._elapsed_s(),
             loss=self.loss,
+            dtype=at.dtype,
             checkpoint=self._save(),
         )
 
@@ -323,15 +325,6 @@ class _Run:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _forget_rows_after(path: Path, step: int) -> None:
-    """Drop the rows of steps that will be made again."""
-    if not path.is_file():
-        return
-    rows = [row for row in read_metrics(path) if row["step"] <= step]
-    with whole_file(path) as partial:
-        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,45 @@
+"""`llmlab pretrain`: show the progress, say what came out or how to go on."""
+
+import sys
+from dataclasses import dataclass
+
+from llmlab.pretrain.config import PretrainConfig
+from llmlab.pretrain.run import PretrainResult, pretrain
+from llmlab.track import Progress
+
+
+@dataclass(frozen=True)
+class Pretrained(PretrainResult):
+    """A finished run as the user sees it."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.num_parameters / 1e6:.2f}M parameters, {self.steps:,} steps, "
+            f"{self.tokens:,} tokens in {self.elapsed_s:.0f} s; "
+            f"loss of the last step {self.train_loss:.3f}"
+        ]
+        if self.val_loss is not None:
+            lines.append(
+                f"held out: loss {self.val_loss:.4f}, {self.bits_per_byte:.4f} bits per byte "
+                f"over {self.val_tokens:,} tokens"
+            )
+        return "\n".join([*lines, str(self.model)])
+
+
+def run(config: PretrainConfig) -> Pretrained:
+    """Train a model from scratch.
+
+    Raises:
+        SystemExit: 130 after an interrupt, once the checkpoint is saved.
+    """
+    progress = Progress(sys.stderr, "pretrain")
+    result = pretrain(config, on_progress=progress)
+    progress.close()
+    if result.status == "interrupted":
+        print(
+            f"llmlab: interrupted at step {result.steps}; resume with "
+            f"`llmlab pretrain --config {result.out / 'config.toml'} --resume`",
+            file=sys.stderr,
+        )
+        raise SystemExit(130)
+    return Pretrained(**vars(result))

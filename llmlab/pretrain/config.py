@@ -1,0 +1,178 @@
+"""The settings of `llmlab pretrain`. Torch-free.
+
+The defaults are those of a three-minute run on two CPU cores; they were chosen by short runs of the
+quickstart preset on the Python standard library's source.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmlab.errors import ConfigError
+from llmlab.training.plan import TrainingPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Train a model from scratch on shards; set at least one of the three budgets."""
+
+    data: Path
+    """Shards folder, from `llmlab data pack`."""
+
+    out: Path
+    """Folder of the run; the model folder is `out/model`."""
+
+    overwrite: bool = False
+    """Start anew in an `out` that holds a run."""
+
+    resume: bool = False
+    """Go on from the newest checkpoint in `out`, on the same curve."""
+
+    preset: str = "quickstart"
+    """Size of the model: quickstart, char, tiny, nano or smollm2-135m."""
+
+    arch: Literal["qwen3", "llama", "qwen2", "gpt2"] | None = None
+    """Architecture; unset means the preset's own (qwen3, except for smollm2-135m)."""
+
+    model_config: Path | None = None
+    """A config.json, or a folder with one, instead of preset and arch."""
+
+    tokenizer: Path | None = None
+    """Tokenizer folder the shards must come from; unset accepts what they were packed with."""
+
+    max_steps: int | None = None
+    """Budget in optimizer steps."""
+
+    max_seconds: float | None = None
+    """Budget in seconds of training, evaluations and compilation included."""
+
+    max_tokens: int | None = None
+    """Budget in tokens."""
+
+    context_len: int = 256
+    """Tokens in one training window, and the longest context of the model."""
+
+    batch_tokens: int = 4096
+    """Tokens in one optimizer step; a multiple of context_len x accumulation."""
+
+    accumulation: int = 1
+    """Micro-batches a step is cut into, to save memory."""
+
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW."""
+
+    min_lr_fraction: float = 0.1
+    """The cosine ends at this fraction of the peak."""
+
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+
+    weight_decay: float = 0.1
+    """AdamW's decoupled decay, on weight matrices only."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+
+    grad_clip: float = 1.0
+    """Largest L2 norm of the gradient; 0 turns clipping off."""
+
+    eval_every: int = 200
+    """Steps between validations; 0 validates at the end only."""
+
+    eval_tokens: int = 32_768
+    """Tokens of the validation split scored on the way: always its first ones."""
+
+    final_eval_tokens: int = 1_048_576
+    """Most tokens of the validation split scored at the end."""
+
+    sample_every: int = 200
+    """Steps between samples; 0 samples at the end only."""
+
+    prompts: tuple[str, ...] = ("def read", "class ", "import ", '    """Return ')
+    """What the samples continue."""
+
+    sample_tokens: int = 64
+    """Tokens in one sample."""
+
+    sample_temperature: float = 0.8
+    """Temperature of the samples; 0 takes the likeliest token."""
+
+    checkpoint_every: int = 500
+    """Steps between checkpoints; 0 saves at the end (or at an interrupt) only."""
+
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep."""
+
+    seed: int = 0
+    """Seed of the weights, of the order of the data and of the samples."""
+
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto uses it when the run is expected to take over two minutes."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute dtype; auto times one matrix product in each."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can use.
+
+        Raises:
+            ConfigError: names the field, its value and a value that works.
+        """
+        for name in ("context_len", "batch_tokens", "accumulation", "eval_tokens",
+                     "final_eval_tokens", "sample_tokens"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        unit = self.context_len * self.accumulation
+        if self.batch_tokens % unit:
+            low = self.batch_tokens // unit * unit
+            tries = f"{low} or {low + unit}" if low else str(unit)
+            raise ConfigError(
+                f"batch_tokens={self.batch_tokens} is not a multiple of context_len x accumulation"
+                f"={unit}; try {tries}"
+            )
+        if self.resume and self.overwrite:
+            raise ConfigError(
+                "resume=True goes on with the run in out, overwrite=True deletes it; choose one"
+            )
+        if self.sample_temperature < 0:
+            raise ConfigError(
+                f"sample_temperature={self.sample_temperature} must be 0 or more; try 0.8"
+            )
+        if self.model_config is not None and self.arch is not None:
+            raise ConfigError(
+                f"arch={self.arch} has no effect beside model_config={self.model_config}, which "
+                "names its own architecture; leave one of them out"
+            )
+        _ = self.plan
+
+    @property
+    def batch_size(self) -> int:
+        """Windows in one micro-batch, B."""
+        return self.batch_tokens // (self.context_len * self.accumulation)
+
+    @property
+    def plan(self) -> TrainingPlan:
+        """The plan of the training loop.
+
+        Raises:
+            ConfigError: no budget, or a number out of its range.
+        """
+        return TrainingPlan(
+            max_steps=self.max_steps,
+            max_seconds=self.max_seconds,
+            max_tokens=self.max_tokens,
+            learning_rate=self.learning_rate,
+            min_lr_fraction=self.min_lr_fraction,
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            betas=self.betas,
+            grad_clip=self.grad_clip,
+            accumulation=self.accumulation,
+            eval_every=self.eval_every,
+            sample_every=self.sample_every,
+            checkpoint_every=self.checkpoint_every,
+            keep_checkpoints=self.keep_checkpoints,
+            seed=self.seed,
+            compile=self.compile,
+            dtype=self.dtype,
+        )

@@ -1,0 +1,292 @@
+"""Pretraining: shards in, model folder out.
+
+The run's folder holds
+
+    config.toml       the settings
+    metrics.jsonl     a row for each step and each validation
+    samples.jsonl     what the model wrote on the way
+    checkpoint-N/     where a run can go on from
+    model/            the model folder, written at the end
+
+Not here: the loop (llmlab/training), the model (llmlab/model), the data (llmlab/data).
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from llmlab.config import save_config
+from llmlab.data import Batches, Shards
+from llmlab.errors import ConfigError, ModelError
+from llmlab.hardware import pick_device
+from llmlab.model import ModelConfig, build_model, generate, load_config, save_model
+from llmlab.model.language_model import LanguageModel
+from llmlab.outputs import check_free
+from llmlab.pretrain.config import PretrainConfig
+from llmlab.pretrain.outlook import outlook
+from llmlab.pretrain.validation import Validator
+from llmlab.tokenizers import Tokenizer
+from llmlab.track import MetricsLog, OnProgress, read_metrics, silent
+from llmlab.training import Hooks, TrainState, find_latest, train
+from llmlab.training.checkpoint import rewind_rows
+from llmlab.training.step import autocast
+
+OnEval = Callable[[LanguageModel, Tokenizer, int], Mapping[str, float]]
+"""`on_eval(model, tokenizer, step)`: more numbers for the validation row."""
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """How a run ended."""
+
+    status: Literal["finished", "interrupted"]
+    """interrupted: there is a checkpoint, but no model folder and no validation."""
+
+    steps: int
+    tokens: int
+    elapsed_s: float
+    num_parameters: int
+
+    train_loss: float
+    """Loss of the last step, nats a token."""
+
+    val_loss: float | None
+    """Nats a token of the validation split; None without one."""
+
+    bits_per_byte: float | None
+    """The same in bits a UTF-8 byte."""
+
+    val_tokens: int
+    """Validation tokens scored."""
+
+    out: Path
+    """Folder of the run."""
+
+    model: Path | None
+    """The model folder."""
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    on_progress: OnProgress = silent,
+    on_eval: OnEval | None = None,
+) -> PretrainResult:
+    """Train a model from scratch and write it to `config.out / "model"`.
+
+    Args:
+        config: the settings.
+        on_progress: gets the numbers of each step, and notes.
+        on_eval: more numbers for each validation row, such as a task's accuracy.
+
+    Raises:
+        ConfigError: settings that do not go together.
+        DataError: the shards cannot be used.
+        ModelError: the loss is not finite, or there is nothing to resume from.
+        OutputError: `out` is taken, or the disk is full.
+    """
+    _check_out(config)
+    fingerprint = Tokenizer.load(config.tokenizer).fingerprint if config.tokenizer else None
+    shards = Shards(config.data, fingerprint)
+    tokenizer = Tokenizer.load(shards.tokenizer)
+    torch.manual_seed(config.seed)
+    model = build_model(model_config(config, tokenizer)).to(pick_device())
+    batches = Batches(
+        shards,
+        "train",
+        batch_size=config.batch_size,
+        context_len=config.context_len,
+        seed=config.seed,
+    )
+    micro_batch_tokens = config.batch_size * config.context_len
+    for sentence in outlook(
+        model.config, context_len=config.context_len, tokens=micro_batch_tokens
+    ):
+        on_progress({"note": sentence})
+    _prepare_out(config)
+    reporter = _Reporter(config, model, tokenizer, shards, on_progress, on_eval)
+    state = train(
+        model,
+        batches,
+        config.plan,
+        out=config.out,
+        hooks=reporter.hooks,
+        resume=config.resume,
+        flops_per_token=model.config.flops_per_token(config.context_len),
+    )
+    return reporter.finish(state)
+
+
+def model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """Return the shape of the model: the preset's or the file's, with the tokenizer's ids.
+
+    Raises:
+        ConfigError: the file's vocabulary or context is smaller than needed.
+        ModelError: no such preset, or a config.json that is not supported.
+    """
+    if config.model_config is None:
+        shape = ModelConfig.preset(
+            config.preset,
+            vocab_size=tokenizer.vocab_size,
+            max_position_embeddings=config.context_len,
+            architecture=config.arch,
+        )
+    else:
+        shape = _read_shape(config.model_config)
+        for name, needed in (
+            ("vocab_size", tokenizer.vocab_size),
+            ("max_position_embeddings", config.context_len),
+        ):
+            if getattr(shape, name) < needed:
+                raise ConfigError(
+                    f"{config.model_config} has {name}={getattr(shape, name)}, less than the "
+                    f"{needed} this run needs; raise it"
+                )
+    return dataclasses.replace(
+        shape,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+class _Reporter:
+    """Validation and samples: on the way as hooks of the loop, and at the end."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        shards: Shards,
+        on_progress: OnProgress,
+        on_eval: OnEval | None,
+    ) -> None:
+        self._config, self._model, self._tokenizer = config, model, tokenizer
+        self._on_progress, self._on_eval = on_progress, on_eval
+        self._validator: Validator | None = None
+        if len(shards.split("val")):
+            self._validator = Validator(
+                shards,
+                tokenizer,
+                batch_size=config.batch_size,
+                context_len=config.context_len,
+            )
+        else:
+            self._note(f"{shards.folder} holds out no documents: there will be no validation")
+
+    @property
+    def hooks(self) -> Hooks:
+        """The hooks of the training loop."""
+        evaluates = self._validator is not None or self._on_eval is not None
+        return Hooks(
+            on_progress=self._on_progress,
+            evaluate=self._evaluate if evaluates else None,
+            sample=self._sample if self._config.prompts else None,
+        )
+
+    def finish(self, state: TrainState) -> PretrainResult:
+        """Validate on the whole split and write the model folder, unless interrupted."""
+        result = PretrainResult(
+            status=state.status,
+            steps=state.step,
+            tokens=state.tokens,
+            elapsed_s=state.elapsed_s,
+            num_parameters=self._model.config.num_parameters,
+            train_loss=state.loss,
+            val_loss=None,
+            bits_per_byte=None,
+            val_tokens=0,
+            out=self._config.out,
+            model=None,
+        )
+        if state.status == "interrupted":
+            return result
+        self._model.eval()
+        folder = self._config.out / "model"
+        save_model(self._model, self._tokenizer, folder, overwrite=True)
+        return dataclasses.replace(result, model=folder, **self._final_validation(state))
+
+    def _final_validation(self, state: TrainState) -> dict[str, Any]:
+        if self._validator is None:
+            return {}
+        device = next(self._model.parameters()).device
+        with torch.no_grad(), autocast(device, state.dtype):
+            found = self._validator.measure(self._model, self._config.final_eval_tokens)
+        numbers = {"val_loss": found.val_loss, "bits_per_byte": found.bits_per_byte}
+        row = {"step": state.step, "final": True, **numbers, "val_tokens": found.tokens}
+        path = self._config.out / "metrics.jsonl"
+        if row not in read_metrics(path):  # a finished run that is resumed measures it again
+            with MetricsLog(path) as metrics:
+                metrics.write(row)
+        return {**numbers, "val_tokens": found.tokens}
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        row: dict[str, float] = {}
+        if self._validator is not None:
+            found = self._validator.measure(self._model, self._config.eval_tokens)
+            row = {"val_loss": found.val_loss, "bits_per_byte": found.bits_per_byte}
+        if self._on_eval is not None:
+            row.update(self._on_eval(self._model, self._tokenizer, step))
+        return row
+
+    def _sample(self, step: int) -> None:
+        with MetricsLog(self._config.out / "samples.jsonl") as samples:
+            for number, prompt in enumerate(self._config.prompts):
+                pieces = generate(
+                    self._model,
+                    self._tokenizer,
+                    prompt,
+                    max_tokens=self._config.sample_tokens,
+                    temperature=self._config.sample_temperature,
+                    seed=self._config.seed,
+                )
+                text = "".join(pieces)
+                samples.write({"step": step, "prompt": prompt, "text": text})
+                if number == 0:
+                    self._note(f"step {step} sample: {json.dumps(prompt + text)[:160]}")
+
+    def _note(self, text: str) -> None:
+        self._on_progress({"note": text})
+
+
+def _read_shape(path: Path) -> ModelConfig:
+    if path.is_dir():
+        return load_config(path)
+    try:
+        return ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"model_config={path} does not exist; pass a config.json") from error
+    except ValueError as error:
+        raise ConfigError(f"model_config={path} is not JSON: {error}; correct it") from error
+
+
+def _check_out(config: PretrainConfig) -> None:
+    if not config.resume:
+        check_free(config.out, overwrite=config.overwrite)
+    elif find_latest(config.out) is None:
+        raise ModelError(
+            f"{config.out} has no usable checkpoint-N to resume from; start without --resume"
+        )
+
+
+def _prepare_out(config: PretrainConfig) -> None:
+    """Make the run's folder; take away what an earlier run left in it, and nothing else."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    latest = find_latest(config.out) if config.resume else None
+    if latest is not None:
+        rewind_rows(config.out / "samples.jsonl", int(latest.name.removeprefix("checkpoint-")))
+    else:
+        for path in (*config.out.glob("checkpoint-*"), config.out / "model"):
+            if path.is_dir():
+                shutil.rmtree(path)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            (config.out / name).unlink(missing_ok=True)
+    again = dataclasses.replace(config, resume=False, overwrite=False)
+    save_config(again, config.out / "config.toml")
