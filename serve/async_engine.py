@@ -156,7 +156,7 @@ class AsyncEngine:
                     f"{len(self._open)} requests run or wait already; try again later", status=429
                 )
             self._open.add(mailbox)
-            self._inbox.append(partial(self._start, mailbox, prompt_ids, params))
+            self._inbox.append(partial(self._start, mailbox, list(prompt_ids), params))
             self._wake.notify()
         return Stream(mailbox, self._abort)
 
@@ -213,7 +213,7 @@ class AsyncEngine:
             command()
         return True
 
-    def _start(self, mailbox: _Mailbox, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+    def _start(self, mailbox: _Mailbox, prompt_ids: list[int], params: SamplingParams) -> None:
         number = self._engine.submit(prompt_ids, params)
         self._numbers[mailbox], self._mailboxes[number] = number, mailbox
 

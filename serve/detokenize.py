@@ -19,8 +19,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
-        self._decoder = tokenizer.stream()
-        self._silent = frozenset(tokenizer.special_tokens.values())
+        self._decoder = tokenizer.stream(skip_special_tokens=True)
         self._stop = stop
         self._held = ""
 
@@ -34,7 +33,7 @@ class TextStream:
         Returns:
             The text that is certain now, and whether a stop string ended it.
         """
-        piece = "" if token_id in self._silent else self._decoder.push(token_id)
+        piece = self._decoder.push(token_id)
         if not may_stop:
             return piece, False
         return self._search(piece)

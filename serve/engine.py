@@ -93,7 +93,7 @@ class Engine:
         self,
         prompts: abc.Sequence[str | abc.Sequence[int]],
         params: SamplingParams | abc.Sequence[SamplingParams],
-    ) -> abc.Iterator[Output]:
+    ) -> abc.Generator[Output, None, None]:
         """Generate for all prompts together; outputs come in the order of the prompts.
 
         Args:
@@ -119,7 +119,7 @@ class Engine:
 
     def _generate(
         self, prompts: list[abc.Sequence[int]], params: list[SamplingParams]
-    ) -> abc.Iterator[Output]:
+    ) -> abc.Generator[Output, None, None]:
         start = time.monotonic()
         numbers = [self.submit(*pair) for pair in zip(prompts, params, strict=True)]
         self._collected.update({number: [] for number in numbers})
