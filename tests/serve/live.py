@@ -33,11 +33,16 @@ class Live:
         return stats.running == stats.waiting == 0 and stats.free_pages == stats.num_pages
 
 
+def tiny_serve_config(folder: Path, **fields: Any) -> ServeConfig:
+    """A config with a small cache and any free port."""
+    small: dict[str, Any] = {"port": 0, "kv_memory_mb": 8, "dtype": "float32"}
+    return ServeConfig(model=folder, **(small | fields))
+
+
 @contextmanager
 def live(folder: Path, api_keys: tuple[str, ...] = (), **fields: Any) -> Iterator[Live]:
     """Serve a model folder under the name `tiny`."""
-    fields = {"dtype": "float32", "kv_memory_mb": 8, "shutdown_timeout_s": 1} | fields
-    config = ServeConfig(model=folder, name="tiny", port=0, **fields)
+    config = tiny_serve_config(folder, name="tiny", shutdown_timeout_s=1, **fields)
     with listen(config.host, 0) as listener, AsyncEngine(config.engine) as engine:
         app = create_app(engine, name="tiny", api_keys=api_keys)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

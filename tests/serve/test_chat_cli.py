@@ -38,7 +38,8 @@ class Terminal(io.StringIO):
 def run(monkeypatch, capsys, stdin, *flags):
     monkeypatch.setattr(sys, "stdin", stdin)
     status = main(["chat", "--temperature", "0", "--max-tokens", "6", *flags])
-    return status, *capsys.readouterr()
+    out, err = capsys.readouterr()
+    return status, out, err
 
 
 def test_piped(server, monkeypatch, capsys):
@@ -109,4 +110,5 @@ def test_key(tmp_path_factory, monkeypatch, capsys):
         flags = ("--base-url", server.url, "--api-key-file", str(folder / "key"))
         assert run(monkeypatch, capsys, io.StringIO("Hi"), *flags)[0] == 0
         flags = ("--base-url", server.url, "--api-key-file", str(folder / "none"))
-        assert "has no key" in run(monkeypatch, capsys, io.StringIO("Hi"), *flags)[2]
+        _, _, err = run(monkeypatch, capsys, io.StringIO("Hi"), *flags)
+        assert "has no key" in err

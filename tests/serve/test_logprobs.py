@@ -57,7 +57,7 @@ def test_an_echoed_prompt_ends_before_the_answer_begins():
 
 
 def test_what_the_tokenizer_adds_has_no_width():
-    ids = [TOKENIZER.eos_token_id, *TOKENIZER.encode("ab")]
+    ids = [TOKENIZER.special_tokens["<|endoftext|>"], *TOKENIZER.encode("ab")]
     entries = [None, *(entry(i, TOKENIZER.token_bytes(i)) for i in ids[1:])]
     lists = CompletionLogprobs(TOKENIZER).prompt(ids, entries, num_hidden=1)
     assert lists["text_offset"][:2] == [0, 0]

@@ -13,7 +13,8 @@ import pytest
 
 from llmlab.cli.main import main
 from llmlab.errors import ConfigError, ModelError, ServerError
-from llmlab.serve import ServeConfig, running_server
+from llmlab.serve import running_server
+from tests.serve.live import tiny_serve_config as config
 from tests.serve.live import until
 from tests.tiny import tiny_model_folder
 
@@ -21,10 +22,6 @@ from tests.tiny import tiny_model_folder
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny_model_folder(tmp_path_factory.mktemp("model"))
-
-
-def config(folder, **fields):
-    return ServeConfig(model=folder, **{"port": 0, "kv_memory_mb": 8, "dtype": "float32"} | fields)
 
 
 def test_running_server_answers_and_leaves_nothing(folder):
