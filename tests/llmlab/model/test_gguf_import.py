@@ -69,7 +69,7 @@ def tiny(kind: str, *, tie: bool = True, **changes: Any) -> PreTrainedModel:
             n_embd=64, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2, **shared
         )
     else:
-        classes = {
+        classes: dict[str, Any] = {
             "llama": transformers.LlamaConfig,
             "qwen2": transformers.Qwen2Config,
             "qwen3": transformers.Qwen3Config,
@@ -260,7 +260,7 @@ def test_tokenizer_chat_and_special_tokens(tmp_path: Path) -> None:
     path = write(tiny("llama"), tmp_path / "tiny.gguf", kind="llama")
     out = import_gguf(path, tmp_path / "model")
     _, tokenizer = load_model(out)
-    stock = AutoTokenizer.from_pretrained(out)
+    stock: Any = AutoTokenizer.from_pretrained(out)
     text = "hello world\n  hello <|im_end|> 🙂 ½"
     assert tokenizer.encode(text, allow_special=True) == stock.encode(
         text, add_special_tokens=False

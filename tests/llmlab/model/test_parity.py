@@ -43,22 +43,27 @@ GPT2_SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
+LLAMA3: dict[str, Any] = {
+    "rope_theta": 500_000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
 }
+LINEAR: dict[str, Any] = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+MULTI_QUERY: dict[str, Any] = {**SIZES, "num_key_value_heads": 1}
 
 THEIRS: dict[str, PretrainedConfig] = {
     "qwen3": Qwen3Config(**SIZES, head_dim=16),
     "qwen3-tied": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True),
     "llama": LlamaConfig(**SIZES),
     "llama-tied": LlamaConfig(**SIZES, tie_word_embeddings=True, rms_norm_eps=1e-5),
-    "llama-llama3": LlamaConfig(**SIZES, rope_theta=500_000.0, rope_scaling=LLAMA3),
-    "llama-linear": LlamaConfig(**SIZES, rope_scaling={"rope_type": "linear", "factor": 2.0}),
-    "llama-multi-query": LlamaConfig(**{**SIZES, "num_key_value_heads": 1}),
+    "llama-llama3": LlamaConfig(**SIZES, **LLAMA3),
+    "llama-linear": LlamaConfig(**SIZES, **LINEAR),
+    "llama-multi-query": LlamaConfig(**MULTI_QUERY),
     "qwen2": Qwen2Config(**SIZES),
     "qwen2-tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
     "gpt2": GPT2Config(**GPT2_SIZES),

@@ -22,10 +22,11 @@ from llmlab.model.sampling import SamplingRows, sample, token_logprobs, uniform
 
 def rows(num_rows: int, **settings: Any) -> SamplingRows:
     """The same settings for every row, seeds 0, 1, ..."""
-    same = {"temperature": 1.0, "num_sampled": 0, **settings}
-    return SamplingRows(
-        **{"seed": list(range(num_rows))} | {key: [value] * num_rows for key, value in same.items()}
-    )
+    columns: dict[str, Any] = {
+        key: [value] * num_rows
+        for key, value in {"temperature": 1.0, "num_sampled": 0, **settings}.items()
+    }
+    return SamplingRows(seed=list(range(num_rows)), **columns)
 
 
 def draw(logits: torch.Tensor, num_draws: int, **settings: Any) -> torch.Tensor:
@@ -48,6 +49,7 @@ def test_frequencies_follow_the_probabilities(settings: dict[str, Any]):
     assert chisquare(counts.numpy(), expected.numpy()).pvalue > 1e-3
 
 
+NO_IDS: Any = torch.zeros(1, 1, dtype=torch.int64)
 FILTERS: list[tuple[dict[str, Any], list[Any]]] = [
     ({"top_k": 5}, [TopKLogitsWarper(5)]),
     ({"top_p": 0.7}, [TopPLogitsWarper(0.7)]),
@@ -72,7 +74,7 @@ def test_filters_keep_what_transformers_keeps(
 ):
     torch.manual_seed(vocab_size)
     logits = torch.randn(vocab_size) * 2
-    scores = LogitsProcessorList(processors)(torch.zeros(1, 1, dtype=torch.int64), logits[None])
+    scores = LogitsProcessorList(processors)(NO_IDS, logits[None])
     expected = scores.softmax(-1)[0]
     num_draws = 5_000
     counts = draw(logits, num_draws, **settings)
@@ -102,7 +104,8 @@ def test_equally_likely_tokens_are_kept_alike():
 def test_repetition_penalty_is_that_of_transformers():
     logits = torch.randn(1, 30)
     prompt, output = [3, 4, 4], [5, 6]
-    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + output]), logits)
+    context: Any = torch.tensor([prompt + output])
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(context, logits)
     expected_ids = [int(expected[0].argmax())]
     settings = rows(
         1, temperature=0.0, repetition_penalty=1.7, prompt_ids=prompt, output_ids=output
