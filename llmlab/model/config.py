@@ -151,6 +151,7 @@ class ModelConfig:
                 "head_dim": fields["hidden_size"] // fields["num_attention_heads"],
                 "hidden_act": "gelu_new",
                 "rms_norm_eps": 1e-5,
+                "rope_theta": cls.rope_theta,
             }
         return cls(**fields)
 

@@ -1,0 +1,133 @@
+"""ModelConfig: numbers that are derived, files that are refused, and imports that stay light."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from llmlab.errors import ModelError
+from llmlab.model import ModelConfig, build_model
+from llmlab.model.presets import PRESETS
+from tests.tiny import tiny_config
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "qwen2", "gpt2"])
+def test_num_parameters_counts_what_is_built(architecture: str, tied: bool):
+    config = tiny_config(architecture, tie_word_embeddings=tied)
+    model = build_model(config)
+    assert config.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_flops_and_cache_of_a_hand_counted_model():
+    config = tiny_config("llama")  # E=48, F=80, L=3, H=4, G=2, D=16, V=384, tied
+    layer = 48 * 64 + 2 * 48 * 32 + 64 * 48 + 3 * 48 * 80
+    multiplied = 3 * layer + 384 * 48 + 7 * 48  # the 7 norms count like the rest
+    assert config.flops_per_token(100) == 6 * multiplied + 6 * 3 * 64 * 100
+    assert config.kv_bytes_per_token(4) == 2 * 3 * 2 * 16 * 4
+
+
+def test_defaults_of_a_short_llama_config():
+    config = ModelConfig.from_dict(LLAMA)
+    assert (config.num_key_value_heads, config.head_dim) == (4, 16)
+    assert (config.rope_theta, config.tie_word_embeddings) == (10_000.0, False)
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"torch_dtype": "bfloat16", "transformers_version": "4.1", "_name_or_path": "x"},
+        {"attention_dropout": 0.1, "use_cache": True, "pretraining_tp": 1},
+        {"attention_bias": False, "mlp_bias": False, "rope_scaling": None},
+        {"sliding_window": 4096, "use_sliding_window": False},
+        {"layer_types": ["full_attention", "full_attention"]},
+        {"some_new_feature": False, "another": None},
+        {"architectures": None},
+    ],
+)
+def test_harmless_fields_are_ignored(harmless: dict[str, Any]):
+    assert ModelConfig.from_dict(LLAMA | harmless) == ModelConfig.from_dict(LLAMA)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_sise": 64}, r"unknown config field hidden_sise=64; did you mean 'hidden_size'"),
+        ({"num_kv_heads": 2}, r"unknown config field num_kv_heads=2"),
+        ({"tie_word_embedings": False}, r"did you mean 'tie_word_embeddings'"),
+        ({"attention_bias": True}, r"attention_bias=True is not supported; supported: False"),
+        ({"mlp_bias": True}, r"mlp_bias=True"),
+        ({"use_sliding_window": True}, r"use_sliding_window=True"),
+        ({"layer_types": ["sliding_attention"]}, r"supported: full_attention only"),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config=\{'bits': 4\}"),
+        ({"num_local_experts": 8}, r"num_local_experts=8"),
+        ({"hidden_act": "relu"}, r"hidden_act='relu'.*supported: silu"),
+        ({"logit_softcap": 30.0}, r"unknown config field logit_softcap=30.0; correct its name"),
+        ({"architectures": ["MixtralForCausalLM"]}, r"'MixtralForCausalLM'.*LlamaForCausalLM"),
+        ({"architectures": None, "model_type": "bert"}, r"model_type='bert'.*GPT2LMHeadModel"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, r"rope_type='yarn'.*llama3"),
+        ({"rope_scaling": {"type": "linear"}}, r"needs factor"),
+        ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, r"needs low_freq_factor"),
+        ({"rope_parameters": {"type": "linear", "facto": 2.0}}, r"did you mean 'factor'"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0.5"),
+        ({"num_attention_heads": 4, "num_key_value_heads": 3}, r"=4 is not a multiple of .*=3"),
+        ({"head_dim": 15}, r"head_dim=15 is odd"),
+        ({"vocab_size": 0}, r"vocab_size=0 is not a positive whole number"),
+        ({"vocab_size": "100"}, r"vocab_size='100' is not a positive whole number"),
+    ],
+)
+def test_what_would_change_the_computation_is_refused(change: dict[str, Any], message: str):
+    with pytest.raises(ModelError, match=message):
+        ModelConfig.from_dict(LLAMA | change)
+
+
+def test_a_missing_field_is_named():
+    raw = {key: value for key, value in LLAMA.items() if key != "intermediate_size"}
+    with pytest.raises(ModelError, match=r"config\.json lacks intermediate_size"):
+        ModelConfig.from_dict(raw)
+
+
+def test_gpt2_sizes_must_fit():
+    with pytest.raises(ModelError, match=r"got 4 x 16, 48"):
+        tiny_config("gpt2", head_dim=16)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("architecture", [None, "llama", "qwen2", "gpt2"])
+def test_presets_build(name: str, architecture: str | None):
+    config = ModelConfig.preset(
+        name, vocab_size=512, max_position_embeddings=128, architecture=architecture
+    )
+    assert (config.vocab_size, config.max_position_embeddings) == (512, 128)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_known_sizes():
+    smollm2 = ModelConfig.preset("smollm2-135m", vocab_size=49_152)
+    assert smollm2.num_parameters == 134_515_008
+    quickstart = ModelConfig.preset("quickstart", vocab_size=8192)
+    assert 8e6 < quickstart.num_parameters < 9e6
+
+
+def test_unknown_preset():
+    with pytest.raises(ModelError, match=r"no preset 'quickstar'; did you mean 'quickstart'"):
+        ModelConfig.preset("quickstar", vocab_size=10)
+
+
+def test_config_modules_do_not_import_torch():
+    code = (
+        "import sys, llmlab.model.config, llmlab.model.generate_config\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
