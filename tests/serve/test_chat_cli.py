@@ -6,8 +6,8 @@ import sys
 import openai
 import pytest
 
+from llmlab.cli.chat import Conversation
 from llmlab.cli.main import main
-from llmlab.cli.serve import Conversation
 from llmlab.serve.config import ChatConfig
 from tests.serve.live import live
 from tests.tiny import tiny_model_folder

@@ -84,7 +84,7 @@ def test_the_command_line_names_the_port(tmp_path, capsys):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_end_the_process_after_running_streams(folder, number, status):
     command = [sys.executable, "-m", "llmlab", "serve", "--model", str(folder), "--port", "0"]
-    command += ["--kv-memory-mb", "8", "--shutdown-timeout-s", "20"]
+    command += ["--dtype", "float32", "--kv-memory-mb", "8", "--shutdown-timeout-s", "20"]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
@@ -111,8 +111,8 @@ def test_signals_end_the_process_after_running_streams(folder, number, status):
             process.kill()
 
 
-def test_importing_the_package_and_its_config_is_light():
-    code = "import llmlab.serve, llmlab.serve.config, sys; assert 'torch' not in sys.modules"
+def test_importing_the_package_and_the_chat_is_light():
+    code = "import llmlab.serve, llmlab.cli.chat, sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
