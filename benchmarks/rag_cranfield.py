@@ -2,7 +2,7 @@
 
 Claim: hybrid search finds more than either of its legs. Reads `$LLMLAB_DATA/cranfield`
 (`cran.all.1400`, `cran.qry`, `cranqrel`), appends one row to
-`benchmarks/results/rag_cranfield.jsonl`. Binary relevance: grade above 0; the grades' order is not used.
+`benchmarks/results/rag_cranfield.jsonl`. A grade above 0 is relevant; grades are not compared.
 
     python benchmarks/rag_cranfield.py [--no-write]
 """

@@ -21,6 +21,7 @@ DATABASE = "index.sqlite"
 """File name inside an index folder."""
 
 _FORMAT = 1
+_SETTINGS = ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON")
 _BUSY_S = 30.0
 _MAX_PARAMETERS = 500  # of one statement; SQLite's own limit is higher
 
@@ -78,10 +79,16 @@ class Store:
         self.path = folder / DATABASE
         self._embedder = embedder
         folder.mkdir(parents=True, exist_ok=True)
-        with self._errors():
-            self._db = _connect(self.path)
+        self._db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+        try:
+            with self._errors():
+                for setting in _SETTINGS:
+                    self._db.execute(f"PRAGMA {setting}")
             with self.transaction():
                 self._create()
+        except RetrievalError:
+            self._db.close()
+            raise
 
     def _create(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -291,14 +298,6 @@ class Store:
                 f"{self.path} is damaged: {'; '.join(problems)}, {wrong[0]} vectors of a wrong "
                 f"length, {moved} chunks off their place; index anew with --overwrite"
             )
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    return connection
 
 
 def _statements(script: str) -> Iterator[str]:
