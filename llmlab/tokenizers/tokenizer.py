@@ -59,7 +59,7 @@ class Tokenizer:
     def __init__(
         self, pipeline: Pipeline, *, names: Mapping[str, str], chat_template: str | None = None
     ) -> None:
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self._names = dict(names)
         self._encoder = Encoder(pipeline)
         self._special_ids = frozenset(token.id for token in pipeline.added_tokens if token.special)
@@ -204,7 +204,7 @@ class Tokenizer:
 
     def save(self, folder: Path | str) -> None:
         """Write the files of a tokenizer folder; other files in the folder stay."""
-        write_folder(folder, self._pipeline, self._names, self.chat_template)
+        write_folder(folder, self.pipeline, self._names, self.chat_template)
 
     # -- text and ids ------------------------------------------------------------------------
 
@@ -322,7 +322,7 @@ class Tokenizer:
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         """Special tokens and their ids, in the order of the ids."""
-        return {token.content: token.id for token in self._pipeline.added_tokens if token.special}
+        return {token.content: token.id for token in self.pipeline.added_tokens if token.special}
 
     @property
     def bos_token_id(self) -> int | None:
@@ -342,7 +342,7 @@ class Tokenizer:
     @cached_property
     def bos_ids(self) -> list[int]:
         """What a prompt starts with: `[bos]` or `[]`."""
-        return [self._encoder.ids[token] for token in self._pipeline.bos_tokens]
+        return [self._encoder.ids[token] for token in self.pipeline.bos_tokens]
 
     @cached_property
     def stop_token_ids(self) -> frozenset[int]:
@@ -353,7 +353,7 @@ class Tokenizer:
     @property
     def split(self) -> str:
         """The name of the way text is cut."""
-        return self._pipeline.split.name
+        return self.pipeline.split.name
 
     @property
     def chat_template(self) -> str | None:
@@ -363,7 +363,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 in hex of what decides the ids; the same after saving and loading."""
-        return self._pipeline.fingerprint
+        return self.pipeline.fingerprint
 
     def _id_of(self, token: str | None) -> int | None:
         return None if token is None else self._encoder.ids.get(token)
