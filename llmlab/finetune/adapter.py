@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from llmlab.errors import ModelError
@@ -92,7 +92,8 @@ def write_adapter(
     text = json.dumps(fields, indent=2) + "\n"
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
     metadata = {"format": "pt", _FINGERPRINT: base_fingerprint(model)}
-    save_file(weights, folder / "adapter_model.safetensors", metadata=metadata)
+    data = _sorted_header(save(weights, metadata=metadata))
+    (folder / "adapter_model.safetensors").write_bytes(data)
 
 
 def load_adapter(model: LanguageModel, folder: Path | str) -> LoraConfig:
@@ -205,6 +206,16 @@ def _read_weights(folder: Path) -> tuple[dict[str, Tensor], str | None]:
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot read {path}: {error}; copy the adapter again") from error
     return weights, metadata.get(_FINGERPRINT)
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """Sort the metadata, whose order safetensors leaves open: equal adapters are equal files."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def _check_names(folder: Path, weights: dict[str, Tensor], names: list[str], rank: int) -> None:

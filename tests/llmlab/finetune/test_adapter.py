@@ -156,7 +156,8 @@ def test_without_a_fingerprint_names_and_shapes_are_checked(model_folders, tmp_p
     with pytest.raises(ModelError, match=r"has no linear layer 'model\.layers\.0\.mlp\.down_proj'"):
         load_adapter(tiny_model("gpt2", 300), tmp_path / "adapter")
     smaller, _ = load_model(model_folders["llama"])
-    smaller.model.layers[0].mlp.up_proj = torch.nn.Linear(32, 40, bias=False)
+    mlp = smaller.get_submodule("model.layers.0.mlp")
+    mlp.up_proj = torch.nn.Linear(32, 40, bias=False)
     with pytest.raises(ModelError, match=r"mlp.up_proj.lora_B is \(48, 4\), this model needs \(40"):
         load_adapter(smaller, tmp_path / "adapter")
 
