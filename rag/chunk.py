@@ -1,11 +1,14 @@
 """Cuts a document into chunks with exact offsets: `document.text[start:end] == chunk.text`.
 
 Sentences (lines in code) are packed until a chunk is full; the cut goes to the strongest boundary
-in the chunk's second half: a section, else a paragraph, else a sentence. A sentence too long for
-one chunk is cut between words. Sizes are counted in whatever `token_starts` says is a token; use
-`character_starts` to count characters. Not here: tokenizers, headings (structure.py).
+in the chunk's second half: a section, else a paragraph, else a sentence, and among equals to the
+one that leaves even shares, since a short rest at the end of a section is a poor passage. A
+sentence too long for one chunk is cut between words. Sizes are counted in whatever `token_starts`
+says is a token; use `character_starts` to count characters. Not here: tokenizers, headings
+(structure.py).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -139,32 +142,42 @@ def _split_long(start: int, end: int, boundary: int, ruler: _Ruler) -> list[_Ato
 
 def _pack(atoms: list[_Atom], ruler: _Ruler, overlap: int) -> list[Span]:
     spans: list[Span] = []
+    section_ends = _section_ends(atoms)
     first = 0
     covered = 0  # atoms before this one are in a chunk already
     while covered < len(atoms):
-        stop = _fill(atoms, first, covered, ruler)
+        stop = _fill(atoms, first, covered, section_ends[covered], ruler)
         spans.append((atoms[first].start, atoms[stop - 1].end))
         covered = stop
         first = _step_back(atoms, first, stop, ruler, overlap)
     return spans
 
 
-def _fill(atoms: list[_Atom], first: int, covered: int, ruler: _Ruler) -> int:
+def _section_ends(atoms: list[_Atom]) -> list[int]:
+    """Return for each atom the offset at which its section ends."""
+    ends = [atom.end for atom in atoms]
+    for at in range(len(atoms) - 2, -1, -1):
+        if atoms[at + 1].boundary != _SECTION:
+            ends[at] = ends[at + 1]
+    return ends
+
+
+def _fill(atoms: list[_Atom], first: int, covered: int, section_end: int, ruler: _Ruler) -> int:
     """Return the index after the last atom of the chunk that begins at `first`."""
     start = atoms[first].start
-    stop = covered + 1
-    best, best_boundary = 0, 0
-    while stop < len(atoms):
+    rest = ruler.tokens(start, section_end)
+    even = rest / max(1, math.ceil(rest / ruler.size))
+    best = (0, 0.0, 0)  # boundary, minus the distance from an even share, where
+    for stop in range(covered + 1, len(atoms)):
         held = ruler.tokens(start, atoms[stop - 1].end)
         boundary = atoms[stop].boundary
         if boundary == _SECTION and held >= _SECTION_FILL * ruler.size:
             return stop
-        if held >= ruler.size / 2 and boundary >= best_boundary:
-            best, best_boundary = stop, boundary
+        if held >= ruler.size / 2:
+            best = max(best, (boundary, -abs(held - even), stop))
         if ruler.tokens(start, atoms[stop].end) > ruler.size:
-            return best or stop
-        stop += 1
-    return stop
+            return best[2] or stop
+    return len(atoms)
 
 
 def _step_back(atoms: list[_Atom], first: int, stop: int, ruler: _Ruler, overlap: int) -> int:

@@ -149,3 +149,9 @@ def test_default_chunks_fit_the_window_of_minilm(minilm: Embedder, corpus):
     )
     longest = max(len(minilm.token_starts(chunk.text)) for chunk in chunks)
     assert longest <= minilm.max_tokens == 254
+
+
+def test_what_does_not_fit_one_chunk_is_shared_evenly():
+    text = " ".join(f"Sentence number {n} is here." for n in range(12))  # 6 tokens each
+    chunks = chunk_document(Document("a.txt", text), size=60, overlap=0, token_starts=word_starts)
+    assert [len(word_starts(chunk.text)) for chunk in chunks] == [36, 36]

@@ -25,7 +25,9 @@ def test_vectors_equal_mean_pooled_transformers(minilm: Embedder):
     assert spec.submodule_search_locations
     folder = Path(spec.submodule_search_locations[0]) / "model"
     model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    batch = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer is not None
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = model(**batch).last_hidden_state  # (B, T, E)
     mask = batch["attention_mask"][..., None]  # (B, T, 1)
