@@ -52,7 +52,9 @@ def create_app(engine: AsyncEngine, *, name: str, api_keys: Sequence[str] = ()) 
     """
     routes = Routes(engine, name)
     # Its own pages of documentation would load scripts from the network.
-    app = FastAPI(title="llmlab", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="llmlab", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
     app.add_api_route("/health", routes.health)
     app.add_api_route("/v1/models", routes.models)
     app.add_api_route("/v1/models/{name:path}", routes.model)
@@ -144,9 +146,10 @@ class Routes:
     async def detokenize(self, body: DetokenizeRequest) -> Response:
         """Turn token ids into text."""
         self._check_name(body.model)
-        tokenizer = self._engine.tokenizer
-        completions.check_token_ids(tokenizer, body.tokens, param="tokens")
-        return JSONResponse({"prompt": tokenizer.decode(body.tokens)})
+        text = await asyncio.to_thread(
+            completions.decode, self._engine.tokenizer, body.tokens, param="tokens"
+        )
+        return JSONResponse({"prompt": text})
 
     async def tokenizer_info(self) -> Response:
         """Name the special tokens and give the chat template."""

@@ -46,8 +46,7 @@ def read_prompts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> li
             ids = bos + tokenizer.encode(prompt, allow_special=True)
             read.append(Prompt(ids, prompt, len(bos)))
         else:
-            check_token_ids(tokenizer, prompt, param="prompt")
-            read.append(Prompt(prompt, tokenizer.decode(prompt), 0))
+            read.append(Prompt(prompt, decode(tokenizer, prompt, param="prompt"), 0))
         if not read[-1].ids:
             raise ApiError(
                 f"prompt number {len(read)} is empty and the tokenizer puts nothing in front of "
@@ -57,8 +56,12 @@ def read_prompts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> li
     return read
 
 
-def check_token_ids(tokenizer: Tokenizer, ids: Sequence[int], *, param: str) -> None:
-    """Raise ApiError when an id is outside the tokenizer's vocabulary."""
+def decode(tokenizer: Tokenizer, ids: Sequence[int], *, param: str) -> str:
+    """Return the text of token ids that a request sent as `param`.
+
+    Raises:
+        ApiError: an id is outside the tokenizer's vocabulary.
+    """
     for number, token_id in enumerate(ids):
         if not 0 <= token_id < tokenizer.vocab_size:
             raise ApiError(
@@ -66,6 +69,7 @@ def check_token_ids(tokenizer: Tokenizer, ids: Sequence[int], *, param: str) -> 
                 f"{tokenizer.vocab_size - 1}",
                 param=param,
             )
+    return tokenizer.decode(ids)
 
 
 def completion_choices(

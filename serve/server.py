@@ -81,8 +81,8 @@ def serve_until_stopped(config: ServeConfig, on_ready: Callable[[str, AsyncEngin
     with _loaded(config) as (app, listener, engine):
         server = _Server(_settings(app, config))
         on_ready(_url(config, listener), engine)
-        # uvicorn stops on the signal and then raises it again, for whoever handled it before.
-        before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+        # uvicorn stops on the signal and then raises it again, for whoever handled it before: this.
+        before = signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
         try:
             server.run([listener])
         finally:

@@ -4,6 +4,7 @@ Each verb imports what it needs when it runs: a chat needs no torch, a server no
 """
 
 import sys
+from dataclasses import replace
 
 from llmlab.serve.config import ChatConfig, ServeConfig
 from llmlab.track import Progress
@@ -13,11 +14,18 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def run(config: ServeConfig) -> None:
     """Serve until stopped: SIGTERM ends with status 0, ctrl-c with 130."""
+    import torch
+
+    from llmlab.hardware import pick_dtype
     from llmlab.serve.async_engine import AsyncEngine
     from llmlab.serve.server import serve_until_stopped
 
     progress = Progress(sys.stderr, "serve")
     progress.note(f"loading {config.model}")
+    if config.dtype == "auto":
+        dtype, reason = pick_dtype(config.device)
+        config = replace(config, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
+        progress.note(reason)
 
     def on_ready(url: str, engine: AsyncEngine) -> None:
         stats = engine.stats()

@@ -8,13 +8,17 @@ from itertools import pairwise
 import httpx
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmlab.serve.logprobs import token_text
+from llmlab.serve.schema import INERT, ChatRequest, CompletionRequest
 from tests.serve.live import live, until
 from tests.serve.openai_schema import assert_is
 from tests.tiny import tiny_model_folder
 
 CHAT = [{"role": "user", "content": "Where is the cat?"}]
+FIELDS = {*CompletionRequest.model_fields, *ChatRequest.model_fields, *INERT, "tokens", "foo"}
 GREEDY = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
 
 
@@ -407,6 +411,30 @@ def test_broken_bodies(server, content, message):
     assert len(response.content) < 2000
 
 
+NUMBERS = [0, 1, -1, 2**31, 2**63, -(2**63), 10**400, 0.5, 1e308, float("inf"), float("nan")]
+OTHERS = [None, True, "", "x", "\ud800", [], [0], [-1], [[]], [""], {}, {"x": 1}, {"0": 1}]
+NASTY = st.sampled_from([*NUMBERS, *OTHERS])
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.sampled_from(["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]),
+    st.dictionaries(st.sampled_from(sorted(FIELDS)), NASTY, max_size=4),
+)
+def test_nothing_a_client_sends_is_an_internal_error(server, route, fields):
+    body = {"max_tokens": 1, **{name: value for name, value in fields.items() if name != "prompt"}}
+    if route == "/v1/completions":
+        body["prompt"] = fields.get("prompt", "The")
+    elif route == "/v1/chat/completions":
+        body["messages"] = fields.get("messages", CHAT)
+    else:
+        body = {"prompt": "x", "tokens": [1], **fields}
+        del body["tokens" if route == "/tokenize" else "prompt"]
+    kind = {"Content-Type": "application/json"}
+    response = server.client.post(route, content=json.dumps(body), headers=kind)
+    assert response.status_code in (200, 400, 404), (body, response.text)
+
+
 def test_other_content_types(server):
     body = b'{"prompt": "x"}'
     headers = {"Content-Type": "text/plain"}
@@ -471,6 +499,9 @@ def test_full_queue(tmp_path):
         room = server.engine.max_model_len - 20
         with start(server, max_tokens=room, stream=True):
             until(lambda: server.engine.stats().running == 1)
+            # One more fits, two do not: neither is kept.
+            refusal(server.post("/v1/completions", prompt="The", n=2), 429, "queue_full")
+            until(lambda: server.engine.stats().waiting == 0)
             with start(server, max_tokens=room, stream=True):
                 until(lambda: server.engine.stats().waiting == 1)
                 response = server.post("/v1/completions", prompt="The", stream=True)

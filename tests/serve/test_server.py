@@ -84,7 +84,7 @@ def test_the_command_line_names_the_port(tmp_path, capsys):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_end_the_process_after_running_streams(folder, number, status):
     command = [sys.executable, "-m", "llmlab", "serve", "--model", str(folder), "--port", "0"]
-    command += ["--dtype", "float32", "--kv-memory-mb", "8", "--shutdown-timeout-s", "20"]
+    command += ["--kv-memory-mb", "8", "--shutdown-timeout-s", "20"]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
@@ -96,6 +96,7 @@ def test_signals_end_the_process_after_running_streams(folder, number, status):
                 lines.append(line)
             url = line.split("listening on ")[1].split(",")[0]
             assert any("pages of 16 tokens" in line for line in lines)
+            assert any("GFLOP/s" in line for line in lines)  # why this dtype
             assert url in process.stderr.readline()  # the example
             body = {"prompt": "The", "max_tokens": 100, "ignore_eos": True, "stream": True}
             with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
