@@ -180,7 +180,7 @@ class Tokenizer:
             TokenizerError: a token is missing or there twice, or `add_bos` lacks a `bos_token`.
         """
         vocab = dict(tokens) if isinstance(tokens, Mapping) else _numbered(tokens)
-        special = list(special_tokens)
+        special = dict.fromkeys(special_tokens)
         added = {
             content: AddedToken(
                 id=_needed(vocab, content), content=content, special=content in special

@@ -19,6 +19,7 @@ _BYTE_LEVEL = {
     "trim_offsets": False,
     "use_regex": False,
 }
+_MAX_IDS = 2**24
 # Settings of a BPE model that only mean something outside byte-level BPE.
 _UNUSED = {
     "dropout": (None, 0),
@@ -78,6 +79,9 @@ def _read(content: dict[str, Any]) -> Pipeline:
         AddedToken(**{key: value for key, value in token.items() if key in known})
         for token in content.get("added_tokens") or []
     ]
+    ids = [*model["vocab"].values(), *(token.id for token in added)]
+    if not all(type(number) is int and 0 <= number < _MAX_IDS for number in ids):
+        raise ValueError(f"an id is not a whole number from 0 to {_MAX_IDS - 1}")
     return Pipeline(
         vocab=model["vocab"],
         merges=tuple(_pair(merge) for merge in model["merges"]),

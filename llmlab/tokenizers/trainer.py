@@ -10,7 +10,7 @@ the pairs by count, and an entry whose count has sunk since is put back when it 
 a string with one character per token, so replacing a pair is `str.replace` and comparing pairs is
 comparing strings. Memory grows with the distinct pre-tokens, not with the text.
 
-Sources: Gage 1994, "A New Algorithm for Data Compression"; Sennrich et al., arXiv:1508.07909.
+Source: Sennrich et al., arXiv:1508.07909.
 """
 
 from collections import Counter, defaultdict

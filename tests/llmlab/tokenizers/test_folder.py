@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,30 @@ def test_damaged_folders(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match=r"not a whole tokenizer.json.*'model'"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab": {"a": -1}}, "whole number from 0"),
+        ({"vocab": {"a": "0"}}, "whole number from 0"),
+        ({"vocab": {"a": 10**12}}, "whole number from 0"),
+        ({"vocab": ["a"]}, "AttributeError"),
+        ({"merges": ["a"]}, "not enough values"),
+        ({"merges": [["a", "b", "c"]]}, "too many values"),
+        ({"merges": [["a", "no such"]]}, r"merge 0 \('a', 'no such'\) needs the token"),
+    ],
+)
+def test_damaged_vocabularies(changes, message, tmp_path):
+    model = write_pipeline(trained().pipeline)["model"] | changes
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer.load(edited(tmp_path, model=model))
+
+
+def test_a_tokenizer_travels_to_other_processes():
+    again = pickle.loads(pickle.dumps(trained()))
+    assert again.encode_batch(TORTURE) == trained().encode_batch(TORTURE)
+    assert again.render_chat([{"role": "user", "content": "x"}])
 
 
 def test_older_folders_keep_the_template_in_the_config(tmp_path):
