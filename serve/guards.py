@@ -8,11 +8,14 @@ import hmac
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from llmlab.errors import ConfigError
+from llmlab.errors import ConfigError, MissingExtraError
 from llmlab.serve.envelope import ApiError, error_response
+
+try:
+    from starlette.exceptions import HTTPException
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+except ImportError as error:
+    raise MissingExtraError("starlette", "serve") from error
 
 MAX_BODY_BYTES = 32 * 2**20
 

@@ -11,11 +11,14 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
-
-from llmlab.errors import LabError
+from llmlab.errors import LabError, MissingExtraError
 from llmlab.serve.envelope import describe
+
+try:
+    from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
+except ImportError as error:
+    raise MissingExtraError("starlette", "serve") from error
 
 _log = logging.getLogger(__name__)
 

@@ -117,6 +117,30 @@ def test_importing_the_package_and_the_chat_is_light():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_missing_package_names_the_extra():
+    code = """
+import sys
+from importlib import import_module
+for package, module in [
+    ("fastapi", "llmlab.serve.envelope"),
+    ("starlette", "llmlab.serve.sse"),
+    ("starlette", "llmlab.serve.guards"),
+    ("pydantic", "llmlab.serve.schema"),
+    ("openai", "llmlab.cli.chat"),
+]:
+    sys.modules[package] = None
+    try:
+        import_module(module)
+    except Exception as error:
+        print(error)
+    del sys.modules[package]
+"""
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    lines = out.stdout.splitlines()
+    assert len(lines) == 5
+    assert all("llmlab[serve]" in line for line in lines), lines
+
+
 def test_two_servers_side_by_side(folder):
     with running_server(config(folder)) as one, running_server(config(folder)) as two:
         assert one != two
