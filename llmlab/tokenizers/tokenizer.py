@@ -60,6 +60,7 @@ class Tokenizer:
         self, pipeline: Pipeline, *, names: Mapping[str, str], chat_template: str | None = None
     ) -> None:
         self.pipeline = pipeline
+        """What decides the ids."""
         self._names = dict(names)
         self._encoder = Encoder(pipeline)
         self._special_ids = frozenset(token.id for token in pipeline.added_tokens if token.special)
