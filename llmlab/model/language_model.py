@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from llmlab.errors import ModelError
 from llmlab.model.attention import Attend, causal
 from llmlab.model.config import ModelConfig
-
-IGNORED = -100
-"""The label that is not scored."""
+from llmlab.model.head_loss import IGNORED, head_loss_sum
 
 
 class LanguageModel(nn.Module, ABC):
@@ -71,10 +69,8 @@ class LanguageModel(nn.Module, ABC):
                 not scored.
         """
         _check_shapes(input_ids, labels)
-        logits = self.logits(self.hidden(input_ids)).float()  # (B, T, V)
-        total = F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        hidden = self.hidden(input_ids).flatten(0, 1)  # (B·T, E)
+        total = head_loss_sum(hidden, self.head_weight(), labels.flatten())
         return total, (labels != IGNORED).sum()
 
     def loss(self, input_ids: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+"""The chunked loss against torch's own on whole logits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmlab.model import head_loss
+from llmlab.model.head_loss import head_loss_sum
+
+# (dtype, atol, rtol): float32 sums in another order; bfloat16 rounds each product to 8 bits.
+TOLERANCES = [(torch.float32, 1e-5, 1e-5), (torch.bfloat16, 2e-2, 2e-2)]
+
+
+def whole(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    logits = F.linear(hidden, weight).float()
+    return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+
+
+@pytest.fixture
+def tensors(monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor, Tensor]:
+    monkeypatch.setattr(head_loss, "_MIN_CHUNK_LEN", 7)
+    monkeypatch.setattr(head_loss, "_CHUNK_LOGITS", 1)
+    torch.manual_seed(0)
+    labels = torch.randint(0, 97, (23,))
+    labels[[0, 8, 9]] = -100
+    return torch.randn(23, 16), torch.randn(97, 16) * 0.3, labels
+
+
+@pytest.mark.parametrize(("dtype", "atol", "rtol"), TOLERANCES)
+def test_value_and_gradients(tensors, dtype: torch.dtype, atol: float, rtol: float):
+    hidden, weight, labels = tensors
+    results = []
+    for function in (whole, head_loss_sum):
+        h, w = (x.to(dtype, copy=True).requires_grad_() for x in (hidden, weight))
+        total = function(h, w, labels)
+        (total / 20).backward()
+        results.append((total.detach(), h.grad, w.grad))
+    for expected, got in zip(*results, strict=True):
+        assert got.dtype == expected.dtype
+        torch.testing.assert_close(got, expected, atol=atol, rtol=rtol)
+
+
+def test_autocast_multiplies_in_bfloat16_and_keeps_float32_gradients(tensors):
+    hidden, weight, labels = tensors
+    results = []
+    for function in (whole, head_loss_sum):
+        h, w = (x.clone().requires_grad_() for x in (hidden, weight))
+        with torch.autocast("cpu", torch.bfloat16):
+            total = function(h, w, labels)
+        total.backward()
+        results.append((total.detach(), h.grad, w.grad))
+    for expected, got in zip(*results, strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, expected, atol=2e-2, rtol=2e-2)
+
+
+def test_a_frozen_head_gets_no_gradient(tensors):
+    hidden, weight, labels = tensors
+    expected = torch.func.grad(whole)(hidden, weight, labels)
+    hidden.requires_grad_()
+    head_loss_sum(hidden, weight, labels).backward()
+    assert weight.grad is None
+    torch.testing.assert_close(hidden.grad, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_gradients(tensors):
+    hidden, weight, labels = tensors
+    with torch.no_grad():
+        total = head_loss_sum(hidden, weight.requires_grad_(), labels)
+    torch.testing.assert_close(total, whole(hidden, weight, labels).detach())
+    assert not total.requires_grad
+
+
+def test_nothing_scored(tensors):
+    hidden, weight, labels = tensors
+    total = head_loss_sum(hidden.requires_grad_(), weight, torch.full_like(labels, -100))
+    total.backward()
+    assert total.item() == 0
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
