@@ -69,8 +69,8 @@ def test_wrong_types_and_sizes_are_refused(fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"temprature": 0.5}, "did you mean 'temperature'"),
-        ({"temprature": None}, "did you mean 'temperature'"),
+        ({"temperatures": 0.5}, "did you mean 'temperature'"),
+        ({"temperatures": None}, "did you mean 'temperature'"),
         ({"tools": [{"type": "function"}]}, "does not support 'tools'"),
         ({"response_format": {"type": "json_object"}}, "does not support 'response_format'"),
         ({"best_of": 3}, "does not support 'best_of'"),
