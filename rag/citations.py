@@ -167,9 +167,14 @@ def _best(
 
 
 def _support(claim: _Claim, candidate: _Candidate) -> float:
-    """Return the share of the claim's words in a sentence; what it adds counts as much as all."""
+    """Return the share of the claim's words in a sentence.
+
+    Where the claim adds words to the question, it is the harmonic mean of the shares of all its
+    words and of those: neither repeating the question nor one lucky word is enough.
+    """
     whole = _held(claim.stems, candidate.stems)
-    return (whole + _held(claim.new, candidate.stems)) / 2 if claim.new else whole
+    new = _held(claim.new, candidate.stems) if claim.new else whole
+    return 2 * whole * new / (whole + new) if whole + new else 0.0
 
 
 def _citation(

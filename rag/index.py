@@ -83,7 +83,7 @@ class Index:
         path: Path | str,
         embedder: Embedder | None = None,
         *,
-        chunk_tokens: int = 200,
+        chunk_tokens: int = 240,
         overlap_tokens: int = 32,
     ) -> None:
         self.path = Path(path)

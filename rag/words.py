@@ -8,7 +8,7 @@ import re
 _FUNCTION_WORDS = """
     a about after all also am an and any are as at be because been before being but by can could
     did do does doing for from had has have having he her hers him his how i if in into is it
-    its me more most my no nor not of on once only or other our out over own same she should so
+    its me more most my no nor not of on once one only or other our out over own same she should so
     some such than that the their them then there these they this those through to too under
     until up very was we were what when where which while who whom why will with would you your
 """

@@ -145,7 +145,7 @@ def test_sizes_that_do_not_fit_name_values_and_fix(size, overlap):
 def test_default_chunks_fit_the_window_of_minilm(minilm: Embedder, corpus):
     long = "Unbelievable antidisestablishmentarianism, 漢字 and 🙂, " * 200 + "q" * 3000
     chunks = chunk_document(
-        Document("long.txt", long), size=200, overlap=32, token_starts=minilm.token_starts
+        Document("long.txt", long), size=240, overlap=32, token_starts=minilm.token_starts
     )
     longest = max(len(minilm.token_starts(chunk.text)) for chunk in chunks)
     assert longest <= minilm.max_tokens == 254
