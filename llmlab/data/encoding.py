@@ -6,6 +6,7 @@ bounded number of batches under way. The order and the ids are the same either w
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -50,7 +51,7 @@ def encode_documents(
     batches = _batches(documents)
     limit = _INLINE_BYTES if num_workers is None else 0
     if num_workers is None:
-        num_workers = len(os.sched_getaffinity(0))
+        num_workers = os.cpu_count() or 1
     done = 0
     for batch in batches:
         if num_workers > 1 and done >= limit:
@@ -106,6 +107,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[NDArray[np.uint32]]:
 
 def _start_worker(folder: str) -> None:
     global _worker_tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _worker_tokenizer = Tokenizer.load(folder)
 
 

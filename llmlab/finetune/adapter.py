@@ -101,12 +101,12 @@ def load_adapter(model: LanguageModel, folder: Path | str) -> LoraConfig:
 
     Args:
         model: the base model, changed in place; its weights are frozen.
-        folder: written by `save_adapter` or by PEFT.
+        folder: written by `save_adapter` or by PEFT, or the folder of a finetuning run.
 
     Raises:
         ModelError: no adapter there, one of another kind, or one for another base model.
     """
-    folder = Path(folder)
+    folder = adapter_folder(Path(folder))
     config = read_adapter_config(folder)
     weights, fingerprint = _read_weights(folder)
     if fingerprint is not None and fingerprint != base_fingerprint(model):
@@ -130,6 +130,21 @@ def load_adapter(model: LanguageModel, folder: Path | str) -> LoraConfig:
             with torch.no_grad():
                 target.copy_(loaded)
     return config
+
+
+def adapter_folder(folder: Path) -> Path:
+    """Return the adapter folder itself when given that of a finetuning run.
+
+    Raises:
+        ModelError: there is no adapter in either.
+    """
+    for place in (folder, folder / "adapter"):
+        if (place / "adapter_config.json").is_file():
+            return place
+    raise ModelError(
+        f"{folder} is not an adapter folder (no adapter_config.json); "
+        "pass the one that `llmlab finetune --method lora` or PEFT wrote"
+    )
 
 
 def read_adapter_config(folder: Path) -> LoraConfig:
@@ -182,11 +197,7 @@ def base_fingerprint(model: LanguageModel) -> str:
 
 
 def _fields(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        inside = folder / "adapter"
-        hint = inside if inside.is_dir() else "OUT/adapter, from `llmlab finetune --out OUT`"
-        raise ModelError(f"{folder} is not an adapter folder (no adapter_config.json); pass {hint}")
+    path = adapter_folder(folder) / "adapter_config.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

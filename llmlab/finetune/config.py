@@ -189,7 +189,7 @@ class MergeConfig:
     """Fold an adapter into its base model."""
 
     adapter: Path
-    """Adapter folder."""
+    """Adapter folder, or the folder of the finetuning run that holds it."""
 
     out: Path
     """Model folder to write."""

@@ -63,6 +63,9 @@ class FinetuneResult:
     seconds: float
     """Seconds of training."""
 
+    loss: float
+    """Loss of the last step in nats a scored token."""
+
     base_val_loss: float | None
     """Nats a scored token on the held-out examples before training; None if none are held out."""
 
@@ -107,6 +110,7 @@ def finetune(config: FinetuneConfig, *, on_progress: OnProgress = silent) -> Fin
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         steps=state.step,
         seconds=state.elapsed_s,
+        loss=state.loss,
         base_val_loss=base_val_loss,
         val_loss=evaluate() if evaluate else None,
     )
