@@ -34,8 +34,8 @@ class Estimate:
 
 
 def estimate(
-    numerators: Sequence[float],
-    denominators: Sequence[float] | None = None,
+    numerators: Sequence[float] | np.ndarray,
+    denominators: Sequence[float] | np.ndarray | None = None,
     *,
     clusters: Sequence[Hashable] | None = None,
     seed: int = 0,

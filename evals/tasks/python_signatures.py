@@ -8,6 +8,7 @@ Python that runs; another version of Python gives another fingerprint.
 import random
 import sys
 from collections import defaultdict
+from functools import cache
 
 from llmlab.data import Docstring, stdlib_docstrings
 from llmlab.evals.task import ChoiceExample, Task
@@ -37,6 +38,7 @@ def python_signatures(seed: int = 0) -> Task:
     )
 
 
+@cache
 def _modules() -> dict[str, list[Docstring]]:
     """Group usable functions by module, one a signature and paragraph, four a module at least."""
     modules: dict[str, list[Docstring]] = defaultdict(list)
