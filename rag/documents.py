@@ -76,7 +76,7 @@ class Hit(Chunk):
     """What the hits are sorted by: the score of the mode that was asked for. Higher is better."""
 
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Raw components `bm25`, `dense` (cosine), `rrf`; one that did not find the chunk is absent."""
+    """Raw components: `bm25`, `dense` (cosine) where that leg found the chunk, and `rrf`."""
 
 
 def text_hash(text: str) -> bytes:

@@ -1,8 +1,7 @@
 """The index folder: documents go in, passages for a question come out.
 
 Reads and writes `index.sqlite` (store.py) and a derived faiss file (vectors.py). Hybrid search
-fuses BM25 and embedding ranks by reciprocal rank (Cormack, Clarke, Büttcher 2009, SIGIR).
-Not here: language models (pipeline.py).
+fuses BM25 and embedding ranks (fuse.py). Not here: language models (pipeline.py).
 """
 
 import hashlib
@@ -18,14 +17,12 @@ from llmlab.rag.config import Mode
 from llmlab.rag.documents import Chunk, Document, Hit, text_hash
 from llmlab.rag.embed import load_embedder
 from llmlab.rag.embedder import Embedder
+from llmlab.rag.fuse import fuse
 from llmlab.rag.load import document_files, load_file
 from llmlab.rag.store import DATABASE, Store
 from llmlab.rag.vectors import VectorIndex
 from llmlab.rag.words import fts_query
 from llmlab.track import OnProgress, silent
-
-RRF_K = 60
-"""Rank constant of reciprocal-rank fusion: a hit at rank r (from 1) adds 1 / (60 + r)."""
 
 _MIN_POOL = 100
 _BATCH_CHUNKS = 128
@@ -117,17 +114,17 @@ class Index:
 
     def _bind(self) -> None:
         """Tie a new index to its embedder; refuse another one on an old index."""
-        mine = self.embedder
-        with self._store.transaction():
-            theirs = self._store.meta("embedder_fingerprint")
-            name = self._store.meta("embedder")
-            if theirs is None:
-                self._store.set_meta("embedder_fingerprint", mine.fingerprint)
-                self._store.set_meta("embedder", mine.name)
-        if theirs not in (None, mine.fingerprint):
+        mine, store = self.embedder, self._store
+        if store.meta("embedder_fingerprint") is None:
+            with store.transaction():
+                store.set_meta("embedder_fingerprint", mine.fingerprint)
+                store.set_meta("embedder", mine.name)
+        theirs = str(store.meta("embedder_fingerprint"))
+        if theirs != mine.fingerprint:
+            name = store.meta("embedder")
             self.close()
             raise RetrievalError(
-                f"index {self.path} was made with embedder {name} ({str(theirs)[:12]}), not "
+                f"index {self.path} was made with embedder {name} ({theirs[:12]}), not "
                 f"{mine.name} ({mine.fingerprint[:12]}); open it with the former, or index anew "
                 "with --overwrite"
             )
@@ -185,7 +182,8 @@ class Index:
             RetrievalError: another existing folder of the same name is in the index.
         """
         root = Path(folder).resolve()
-        files = {f"{root.name}/{p.relative_to(root).as_posix()}": p for p in document_files(root)}
+        prefix = f"{root.name}/"
+        files = {prefix + p.relative_to(root).as_posix(): p for p in document_files(root)}
         self._claim(root)
         unreadable: list[str] = []
 
@@ -198,8 +196,7 @@ class Index:
                     on_progress({"note": str(error)})
 
         report = self.add(documents(), on_progress=on_progress)
-        known = self._store.hashes()
-        gone = [s for s in known if s.startswith(f"{root.name}/") and s not in files]
+        gone = [s for s in self.sources() if s.startswith(prefix) and s not in files]
         deleted = sum(self.delete(source) for source in gone)
         return report.plus(deleted=deleted, unreadable=len(unreadable))
 
@@ -288,7 +285,7 @@ class Index:
                 legs["bm25"] = self._store.find_words(query, pool)
             if vector is not None:
                 legs["dense"] = self._faiss().search(vector, pool)
-            scores = _fuse(legs) if mode == "hybrid" else _single(legs)
+            scores = fuse(legs)
             best = sorted(scores, key=lambda key: (-scores[key][_KEY[mode]], key))[:k]
             chunks = self._store.chunks(best)
         return [_hit(*chunks[key], scores[key], _KEY[mode]) for key in best]
@@ -341,6 +338,7 @@ class Index:
 
 
 _KEY: dict[str, str] = {"hybrid": "rrf", "bm25": "bm25", "dense": "dense"}
+"""Which score a mode sorts by."""
 
 
 def is_index(path: Path | str) -> bool:
@@ -360,21 +358,6 @@ def _embedder_of(path: Path) -> Embedder:
         return load_embedder(store.meta("embedder"), offline=True)
     finally:
         store.close()
-
-
-def _single(legs: dict[str, list[tuple[int, float]]]) -> dict[int, dict[str, float]]:
-    return {key: {leg: score} for leg, found in legs.items() for key, score in found}
-
-
-def _fuse(legs: dict[str, list[tuple[int, float]]]) -> dict[int, dict[str, float]]:
-    """Add up reciprocal ranks; keep each leg's own score."""
-    scores: dict[int, dict[str, float]] = {}
-    for leg, found in legs.items():
-        for rank, (key, score) in enumerate(found, start=1):
-            entry = scores.setdefault(key, {"rrf": 0.0})
-            entry["rrf"] += 1 / (RRF_K + rank)
-            entry[leg] = score
-    return scores
 
 
 def _hit(chunk: Chunk, document: Document, scores: dict[str, float], key: str) -> Hit:

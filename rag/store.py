@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,13 @@ DATABASE = "index.sqlite"
 _FORMAT = 1
 _SETTINGS = ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON")
 _BUSY_S = 30.0
+_FIXES = {
+    "locked": "another process writes it; try again",
+    "readonly": "make the folder writable, SQLite's log lies in it",
+    "unable to open": "make the folder writable, SQLite's log lies in it",
+    "full": "free some space",
+}
+_REBUILD = "index anew with --overwrite"
 _MAX_PARAMETERS = 500  # of one statement; SQLite's own limit is higher
 
 _SCHEMA = """
@@ -84,25 +92,29 @@ class Store:
             with self._errors():
                 for setting in _SETTINGS:
                     self._db.execute(f"PRAGMA {setting}")
-            with self.transaction():
+            if self._version() == 0:
                 self._create()
+            if self._version() != _FORMAT:
+                raise RetrievalError(
+                    f"{self.path} has format {self._version()}, this llmlab reads {_FORMAT}; "
+                    "index it anew with --overwrite"
+                )
         except RetrievalError:
             self._db.close()
             raise
 
+    def _version(self) -> int:
+        return self._rows("PRAGMA user_version")[0][0]
+
     def _create(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
+        with self.transaction():
+            if self._version() != 0:
+                return  # another process was faster
             for statement in _statements(_SCHEMA):
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version = {_FORMAT}")
             self.set_meta("index_id", secrets.token_hex(8))
             self.set_meta("generation", "0")
-        elif version != _FORMAT:
-            raise RetrievalError(
-                f"{self.path} has format {version}, this llmlab reads {_FORMAT}; index it anew "
-                "with --overwrite"
-            )
 
     def close(self) -> None:
         """Close the database; a last close folds the write-ahead log into it."""
@@ -135,16 +147,19 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
-            busy = "locked" in str(error)
-            fix = "another process writes it; try again" if busy else "index anew with --overwrite"
+            fix = next((fix for word, fix in _FIXES.items() if word in str(error)), _REBUILD)
             raise RetrievalError(f"cannot use index {self.path}: {error}; {fix}") from error
+
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._errors():
+            return self._db.execute(statement, values).fetchall()
 
     # Settings
 
     def meta(self, key: str) -> str | None:
         """Return one setting."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", (key,))
+        return rows[0][0] if rows else None
 
     def set_meta(self, key: str, value: str) -> None:
         """Write one setting."""
@@ -163,14 +178,16 @@ class Store:
 
     def hashes(self) -> dict[str, str]:
         """Return the hash of each document by its source."""
-        return dict(self._db.execute("SELECT source, hash FROM documents"))
+        return dict(self._rows("SELECT source, hash FROM documents"))
 
     def document(self, source: str) -> Document | None:
         """Return one document."""
-        row = self._db.execute(
+        rows = self._rows(
             "SELECT text, title, page_starts FROM documents WHERE source = ?", (source,)
-        ).fetchone()
-        return Document(source, row[0], row[1], tuple(json.loads(row[2]))) if row else None
+        )
+        for text, title, pages in rows:
+            return Document(source, text, title, tuple(json.loads(pages)))
+        return None
 
     def delete(self, source: str) -> bool:
         """Remove a document and its chunks; False when it is not there. Vectors stay cached."""
@@ -207,12 +224,12 @@ class Store:
         wanted, found = list(set(hashes)), {}
         for at in range(0, len(wanted), _MAX_PARAMETERS):
             part = wanted[at : at + _MAX_PARAMETERS]
-            rows = self._db.execute(
+            rows = self._rows(
                 "SELECT text_hash, id FROM vectors WHERE embedder = ? "
                 f"AND text_hash IN ({','.join('?' * len(part))})",
                 (self._embedder, *part),
             )
-            found.update(rows)
+            found.update(dict(rows))
         return found
 
     def put_vectors(self, hashes: Sequence[bytes], vectors: np.ndarray) -> None:
@@ -225,10 +242,10 @@ class Store:
 
     def all_vectors(self, dim: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the chunk ids `(n,)` int64 and their vectors `(n, dim)` float32."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT chunks.id, vector FROM chunks JOIN vectors ON vectors.id = vector_id "
             "ORDER BY chunks.id"
-        ).fetchall()
+        )
         ids = np.asarray([row[0] for row in rows], dtype=np.int64)
         vectors = np.frombuffer(b"".join(row[1] for row in rows), dtype="<f4")
         return ids, vectors.reshape(len(rows), dim)
@@ -237,18 +254,19 @@ class Store:
 
     def find_words(self, query: str, limit: int) -> list[tuple[int, float]]:
         """Return chunk ids and BM25 scores (higher is better), best first."""
-        return self._db.execute(
+        rows = self._rows(
             "SELECT rowid, -bm25(words) AS score FROM words WHERE words MATCH ? "
             "ORDER BY score DESC, rowid LIMIT ?",
             (query, limit),
-        ).fetchall()
+        )
+        return [(chunk_id, score) for chunk_id, score in rows]
 
     def chunks(self, ids: Sequence[int]) -> dict[int, tuple[Chunk, Document]]:
         """Return chunks by id, each with its document without the text."""
         found = {}
         for at in range(0, len(ids), _MAX_PARAMETERS):
             part = ids[at : at + _MAX_PARAMETERS]
-            rows = self._db.execute(
+            rows = self._rows(
                 "SELECT chunks.id, start, end, chunks.text, source, title, page_starts "
                 "FROM chunks JOIN documents ON documents.id = document_id "
                 f"WHERE chunks.id IN ({','.join('?' * len(part))})",
@@ -261,9 +279,10 @@ class Store:
 
     def counts(self) -> tuple[int, int]:
         """Return the numbers of documents and chunks."""
-        return self._db.execute(
+        documents, chunks = self._rows(
             "SELECT (SELECT COUNT(*) FROM documents), (SELECT COUNT(*) FROM chunks)"
-        ).fetchone()
+        )[0]
+        return documents, chunks
 
     # Care
 

@@ -71,7 +71,6 @@ def index(config: IndexConfig) -> IndexResult:
 def ask(config: AskConfig) -> AskResult:
     """Answer one question; on a terminal the text appears as it is written."""
     question = " ".join(config.question)
-    key = config.api_key_file.read_text().split("\n")[0].strip() if config.api_key_file else None
     live = sys.stdout.isatty()
     with (
         Index.open(config.index) as opened,
@@ -85,7 +84,7 @@ def ask(config: AskConfig) -> AskResult:
             temperature=config.temperature,
             context_len=config.context_len,
             timeout_s=config.timeout_s,
-            api_key=key,
+            api_key=_first_line(config.api_key_file) if config.api_key_file else None,
         ) as pipeline,
     ):
         for event in pipeline.ask_stream(question):
@@ -117,6 +116,15 @@ def _fill(config: IndexConfig, place: Path, progress: Progress) -> IndexResult:
         opened.prepare()
         progress.close()
         return IndexResult(opened.num_documents, opened.num_chunks, changes, config.out)
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the key in {path}: {error}; check --api-key-file"
+        ) from error
 
 
 def _line(citation: Citation) -> str:

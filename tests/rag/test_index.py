@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llmlab.errors import ConfigError, DataError, RetrievalError
 from llmlab.rag import Document, Embedder, Index
-from llmlab.rag.index import RRF_K
+from llmlab.rag.fuse import RRF_K
 from tests.rag.words_embedder import words_embedder
 
 SOURCES = [
