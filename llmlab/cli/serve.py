@@ -6,7 +6,7 @@ Each verb imports what it needs when it runs: a chat needs no torch, a server no
 import sys
 from dataclasses import replace
 
-from llmlab.serve.config import ChatConfig, ServeConfig
+from llmlab.serve.config import ServeConfig
 from llmlab.track import Progress
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -47,10 +47,3 @@ def _curl(url: str, config: ServeConfig) -> str:
         f"curl {url}/v1/completions{key} -H 'Content-Type: application/json' "
         f'-d \'{{"prompt": "Once upon a time", "max_tokens": 32}}\''
     )
-
-
-def chat(config: ChatConfig) -> None:
-    """Talk to a server."""
-    from llmlab.cli import chat
-
-    chat.run(config)

@@ -70,7 +70,7 @@ VERBS: dict[str, Verb] = {
     ),
     "chat": Verb(
         "llmlab.serve.config:ChatConfig",
-        "llmlab.cli.serve:chat",
+        "llmlab.cli.chat:run",
         "talk to any OpenAI-style server from the terminal",
     ),
     "eval run": Verb(

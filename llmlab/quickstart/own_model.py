@@ -12,6 +12,7 @@ from pathlib import Path
 import openai
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from llmlab.data import iter_documents, pack
 from llmlab.data.config import PackConfig
@@ -99,6 +100,7 @@ def check_with_transformers(config: QuickstartConfig, journal: Journal) -> None:
         ModelError: the logits differ by more than `LOGITS_TOLERANCE`.
     """
     with journal.stage("load it in stock transformers") as stage:
+        transformers_logging.disable_progress_bar()
         folder = config.out / "pretrain" / "model"
         ours, tokenizer = load_model(folder)
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
