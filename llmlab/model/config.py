@@ -201,12 +201,12 @@ class ModelConfig:
         return self.num_embedding_parameters + head + L * layer + E
 
     def flops_per_token(self, context_len: int) -> int:
-        """Floating-point operations to train on one token: forward and backward, no recomputation.
+        """Floating-point operations to train on one token, forward and backward.
 
-        6 for each parameter that multiplies (looked-up tables do not), and 6·L·H·D·T for causal
-        attention: twice the forward's 2 products of 2·H·D·T/2 operations each again for the
-        backward. Divide by three for the forward pass alone. Source: arXiv:2204.02311, appendix B,
-        with attention halved because a causal kernel skips the future.
+        6 for each parameter that multiplies (tables that are only looked up do not), and 6·L·H·D·T
+        for causal attention over T = context_len. The forward pass alone is a third of it.
+        Source: arXiv:2204.02311, appendix B, with attention halved because a causal kernel skips
+        the future.
         """
         attention = self.num_hidden_layers * self.num_attention_heads * self.head_dim * context_len
         return 6 * (self.num_parameters - self.num_embedding_parameters) + 6 * attention

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llmlab.errors import ModelError
 from llmlab.model.attention import Attend, causal
 from llmlab.model.config import ModelConfig
-from llmlab.model.language_model import LanguageModel
+from llmlab.model.language_model import LanguageModel, empty_embedding
 
 
 class Conv1D(nn.Module):
@@ -83,8 +83,8 @@ class GPT2Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.wpe = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.wte = empty_embedding(config.vocab_size, config.hidden_size)
+        self.wpe = empty_embedding(config.max_position_embeddings, config.hidden_size)
         self.h = nn.ModuleList(
             GPT2Block(config, layer) for layer in range(config.num_hidden_layers)
         )

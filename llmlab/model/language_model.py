@@ -84,12 +84,23 @@ class LanguageModel(nn.Module, ABC):
         # Every layer adds to the residual stream twice: smaller steps keep its variance level.
         residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
         for name, parameter in self.named_parameters():
+            if parameter.is_meta:
+                continue
             if parameter.dim() == 2:
                 nn.init.normal_(
                     parameter, std=residual_std if name.endswith(into_residual) else std
                 )
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+
+
+def empty_embedding(num_rows: int, size: int) -> nn.Embedding:
+    """Return an embedding whose weights are not set yet.
+
+    nn.Embedding would draw random ones; on the meta device that alone imports torch's compiler,
+    most of a second before a model folder is even opened.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(num_rows, size), freeze=False)
 
 
 def _check_shapes(input_ids: Tensor, other: Tensor | None) -> None:

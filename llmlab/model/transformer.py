@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llmlab.model.attention import Attend, causal
 from llmlab.model.config import ModelConfig
-from llmlab.model.language_model import LanguageModel
+from llmlab.model.language_model import LanguageModel, empty_embedding
 from llmlab.model.rope import RotaryEmbedding, rotate
 
 
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = empty_embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
         )

@@ -203,7 +203,10 @@ def _write(
         name: weights[name].detach().to("cpu", dtype or weights[name].dtype).contiguous()
         for name in names
     }
+    path.touch()
+    mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)  # safetensors keeps the file to its owner; a server may be another user
 
 
 def _num_bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:

@@ -60,6 +60,11 @@ def test_several_files_with_an_index(tmp_path: Path):
         assert torch.equal(loaded.state_dict()[name], weight)
 
 
+def test_the_weights_are_as_readable_as_the_config(folder: Path):
+    modes = {(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
+
+
 def test_dtypes_in_memory_and_on_disk(tmp_path: Path):
     model = tiny_model()
     save_model(model, tiny_tokenizer(), tmp_path / "model", dtype="bfloat16")
