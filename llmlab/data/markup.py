@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 _DROPPED = frozenset({"script", "style", "template", "noscript", "svg"})
 _BLOCKS = re.compile(
-    r"address|article|aside|blockquote|br|d[dlt]|div|fig(caption|ure)|footer|form|h[1-6]|header|hr|"
+    r"address|article|aside|blockquote|br|d[dlt]|div|figcaption|figure|footer|form|h[1-6]|header|hr|"
     r"li|main|nav|[ou]l|p|pre|section|table|t[dhr]|title"
 )
 
