@@ -10,13 +10,24 @@ from pathlib import Path
 
 import torch
 
+from llmlab.errors import ConfigError
+
 _GEMM_SIZE = 512
 _MIN_SPEEDUP = 1.2
 
 
-def pick_device() -> torch.device:
-    """Return the first CUDA device, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device of that name; "auto" is the first CUDA device where there is one.
+
+    Raises:
+        ConfigError: another name, or a CUDA device that this machine does not offer.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device={name!r} is not supported; supported: auto, cpu, cuda")
+    if name == "cuda" and not has_cuda:
+        raise ConfigError("device='cuda', but torch finds no CUDA device; use --device cpu")
+    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
 def pick_dtype(device: torch.device | str) -> tuple[torch.dtype, str]:

@@ -4,8 +4,6 @@ import sys
 import time
 from dataclasses import dataclass
 
-import torch
-
 from llmlab.hardware import pick_device, pick_dtype
 from llmlab.model.folder import load_model
 from llmlab.model.generate_config import GenerateConfig
@@ -27,7 +25,7 @@ class GenerateResult:
 def run(config: GenerateConfig) -> GenerateResult:
     """Load the model, stream the continuation, say how long it took."""
     progress = Progress(sys.stderr, "generate")
-    device = pick_device() if config.device == "auto" else torch.device(config.device)
+    device = pick_device(config.device)
     dtype, reason = pick_dtype(device) if config.dtype == "auto" else (config.dtype, config.dtype)
     progress.note(f"{device}, {reason}")
     model, tokenizer = load_model(config.model, dtype=dtype, device=device)

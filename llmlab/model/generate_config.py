@@ -35,8 +35,8 @@ class GenerateConfig:
     """The same seed gives the same text on the same machine."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights; auto takes bfloat16 where it multiplies faster."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
         checks = {

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from llmlab.errors import ConfigError
 from llmlab.hardware import gemm_flops_per_s, physical_cores, pick_device, pick_dtype
 
 
@@ -26,6 +27,15 @@ def test_cores_are_not_more_than_cpus():
 
 def test_the_device_can_hold_a_tensor():
     assert torch.ones(1, device=pick_device()).item() == 1
+    assert pick_device("cpu").type == "cpu"
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(ConfigError, match="device='tpu' is not supported; supported: auto, cpu"):
+        pick_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA device; use --device cpu"):
+            pick_device("cuda")
 
 
 @pytest.mark.gpu
