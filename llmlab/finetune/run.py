@@ -6,7 +6,6 @@ model/ (full). Not here: the loop (llmlab.training), the data (sft_data.py), mer
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ from typing import Literal
 import torch
 
 from llmlab.config import save_config
-from llmlab.errors import ConfigError
+from llmlab.errors import ConfigError, ModelError
 from llmlab.finetune.adapter import save_adapter
 from llmlab.finetune.config import FinetuneConfig
 from llmlab.finetune.lora import add_lora
@@ -24,7 +23,7 @@ from llmlab.model import LanguageModel, load_model, save_model
 from llmlab.outputs import check_free
 from llmlab.tokenizers import Tokenizer
 from llmlab.track import OnProgress, silent
-from llmlab.training import Hooks, TrainState, train
+from llmlab.training import Hooks, TrainState, find_latest, train
 
 _FOLDERS = {"lora": "adapter", "full": "model"}
 
@@ -70,7 +69,7 @@ class FinetuneResult:
     """Nats a scored token on the held-out examples before training; None if none are held out."""
 
     val_loss: float | None
-    """The same after training."""
+    """The same after training; None also if interrupted."""
 
 
 def finetune(config: FinetuneConfig, *, on_progress: OnProgress = silent) -> FinetuneResult:
@@ -92,11 +91,11 @@ def finetune(config: FinetuneConfig, *, on_progress: OnProgress = silent) -> Fin
     _prepare_out(config)
     if config.method == "lora":
         add_lora(model, config.lora, seed=config.seed)
-    evaluate = _evaluator(model, examples.val, _pad_id(tokenizer), config.batch_size)
-    base_val_loss = evaluate() if evaluate else None
-    state = _train(config, model, tokenizer, examples, evaluate, on_progress)
-    folder = config.out / _FOLDERS[config.method]
-    if state.status == "finished":
+    validation = _Validation(model, examples.val, _pad_id(tokenizer), config.batch_size)
+    base_val_loss = validation.at(step=0)
+    state = _train(config, model, tokenizer, examples, validation, on_progress)
+    finished, folder = state.status == "finished", config.out / _FOLDERS[config.method]
+    if finished:
         _save(config, model, tokenizer, folder)
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     return FinetuneResult(
@@ -112,13 +111,17 @@ def finetune(config: FinetuneConfig, *, on_progress: OnProgress = silent) -> Fin
         seconds=state.elapsed_s,
         loss=state.loss,
         base_val_loss=base_val_loss,
-        val_loss=evaluate() if evaluate else None,
+        val_loss=validation.at(step=state.step) if finished else None,
     )
 
 
 def _check_out(config: FinetuneConfig) -> None:
     if not config.resume:
         check_free(config.out, overwrite=config.overwrite)
+    elif find_latest(config.out) is None:
+        raise ModelError(
+            f"{config.out} has no usable checkpoint-N to resume from; start without --resume"
+        )
     if config.model.resolve().is_relative_to(config.out.resolve()):
         raise ConfigError(
             f"model={config.model} lies inside out={config.out}; choose another --out"
@@ -151,12 +154,48 @@ def _max_len(config: FinetuneConfig, model: LanguageModel) -> int:
     return config.max_len or context + 1
 
 
+class _Validation:
+    """Nats a scored token on the held-out examples, in float32, once for each step asked for."""
+
+    def __init__(
+        self, model: LanguageModel, examples: list[Example], pad_id: int, batch_size: int
+    ) -> None:
+        by_len = sorted(examples, key=lambda example: len(example.ids))
+        starts = range(0, len(by_len), batch_size)
+        self._groups = [by_len[start : start + batch_size] for start in starts]
+        self._model, self._pad_id = model, pad_id
+        self._found: dict[int, float] = {}
+
+    def row(self, step: int) -> dict[str, float]:
+        """The hook of the training loop; something is held out."""
+        self._found[step] = self._measure()
+        return {"val_loss": self._found[step]}
+
+    def at(self, step: int) -> float | None:
+        """The number at this step, which is now; None if nothing is held out."""
+        if self._groups and step not in self._found:
+            self.row(step)
+        return self._found.get(step)
+
+    @torch.no_grad()
+    def _measure(self) -> float:
+        was_training, device = self._model.training, next(self._model.parameters()).device
+        self._model.eval()
+        nats, count = 0.0, 0
+        for group in self._groups:
+            input_ids, labels = pad_batch(group, self._pad_id)
+            total, scored = self._model.loss_sum(input_ids.to(device), labels.to(device))
+            nats, count = nats + float(total), count + int(scored)
+        self._model.train(was_training)
+        return nats / count
+
+
 def _train(
     config: FinetuneConfig,
     model: LanguageModel,
     tokenizer: Tokenizer,
     examples: Examples,
-    evaluate: Callable[[], float] | None,
+    validation: _Validation,
     on_progress: OnProgress,
 ) -> TrainState:
     batches = ExampleBatches(
@@ -165,39 +204,15 @@ def _train(
         pad_id=_pad_id(tokenizer),
         seed=config.seed,
     )
-    measure = (lambda step: {"val_loss": evaluate()}) if evaluate else None
+    evaluate = validation.row if examples.val else None
     return train(
         model,
         batches,
         config.plan(batches.num_batches),
         out=config.out,
-        hooks=Hooks(on_progress=on_progress, evaluate=measure),
+        hooks=Hooks(on_progress=on_progress, evaluate=evaluate),
         resume=config.resume,
     )
-
-
-def _evaluator(
-    model: LanguageModel, examples: list[Example], pad_id: int, batch_size: int
-) -> Callable[[], float] | None:
-    """Return a function that measures nats a scored token on the held-out examples."""
-    if not examples:
-        return None
-    by_len = sorted(examples, key=lambda example: len(example.ids))
-    groups = [by_len[at : at + batch_size] for at in range(0, len(by_len), batch_size)]
-
-    @torch.no_grad()
-    def measure() -> float:
-        was_training, device = model.training, next(model.parameters()).device
-        model.eval()
-        nats, count = 0.0, 0
-        for group in groups:
-            input_ids, labels = pad_batch(group, pad_id)
-            total, scored = model.loss_sum(input_ids.to(device), labels.to(device))
-            nats, count = nats + float(total), count + int(scored)
-        model.train(was_training)
-        return nats / count
-
-    return measure
 
 
 def _save(config: FinetuneConfig, model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:

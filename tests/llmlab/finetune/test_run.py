@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from llmlab.cli.main import main
-from llmlab.errors import ConfigError, DataError, OutputError
+from llmlab.errors import ConfigError, DataError, ModelError, OutputError
 from llmlab.finetune import FinetuneConfig, finetune, load_adapter
 from llmlab.model import generate, load_model
+from llmlab.track import read_metrics
 from tests.llmlab.finetune.test_lora import logits
 
 
@@ -34,6 +35,8 @@ def test_the_loss_on_held_out_answers_falls(config: FinetuneConfig, method):
     assert result.base_val_loss is not None
     assert result.val_loss is not None
     assert result.val_loss < 0.5 * result.base_val_loss
+    rows = [row for row in read_metrics(config.out / "metrics.jsonl") if "val_loss" in row]
+    assert [(row["step"], row["val_loss"]) for row in rows] == [(result.steps, result.val_loss)]
     assert result.steps == 8 * -(-result.num_examples // 8)
 
 
@@ -103,6 +106,8 @@ def test_refused_before_anything_is_written(config: FinetuneConfig, tmp_path: Pa
         finetune(dataclasses.replace(config, out=config.model.parent, overwrite=True))
     with pytest.raises(DataError, match="is not a file"):
         finetune(dataclasses.replace(config, data=tmp_path / "nowhere.jsonl"))
+    with pytest.raises(ModelError, match="has no usable checkpoint-N to resume from"):
+        finetune(dataclasses.replace(config, resume=True))
     assert not config.out.exists()
     config.out.mkdir()
     (config.out / "note.txt").write_text("mine")

@@ -44,16 +44,26 @@ def test_finetune_merge_and_peft_agree(tmp_path: Path):
     data = tmp_path / "capitals.jsonl"
     data.write_text("\n".join(json.dumps(row) for row in rows))
     result = finetune(
-        FinetuneConfig(model=base, data=data, out=tmp_path / "run", num_epochs=12, val_fraction=0.0)
+        FinetuneConfig(
+            model=base,
+            data=data,
+            out=tmp_path / "run",
+            num_epochs=16,
+            learning_rate=2e-3,
+            warmup_steps=2,
+            val_fraction=0.0,
+        )
     )
     assert result.loss < 0.1
     merged = merge(MergeConfig(adapter=result.folder, out=tmp_path / "merged"))
     model, tokenizer = load_model(merged)
-    prompt = tokenizer.encode_chat([{"role": "user", "content": "Capital of France?"}])
-    answer = "".join(generate(model, tokenizer, prompt, max_tokens=8, temperature=0.0))
-    assert answer == "PARIS!"  # the style is learnt from eight others, the fact was there
+    for land, city in CAPITALS.items():
+        prompt = tokenizer.encode_chat([{"role": "user", "content": f"Capital of {land}?"}])
+        answer = "".join(generate(model, tokenizer, prompt, max_tokens=8, temperature=0.0))
+        assert answer == f"{city.upper()}!"
 
-    ids = torch.tensor([prompt])
+    prompt = tokenizer.encode_chat([{"role": "user", "content": "Capital of France?"}])
+    ids = torch.tensor([prompt])  # (1, T)
     stock = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(stock, result.folder).eval()
     with torch.no_grad():
