@@ -4,7 +4,7 @@ Claim: hybrid search finds more than either of its legs. Reads `$LLMLAB_DATA/cra
 (`cran.all.1400`, `cran.qry`, `cranqrel`), appends one row to
 `benchmarks/results/rag_cranfield.jsonl`. A grade above 0 is relevant; grades are not compared.
 
-    python benchmarks/rag_cranfield.py [--no-write] [--quality-only]
+    python -m benchmarks.rag_cranfield [--no-write] [--quality-only]
 
 Use `--quality-only` on a machine with other work: nDCG does not depend on it, times do.
 """
@@ -12,22 +12,20 @@ Use `--quality-only` on a machine with other work: nDCG does not depend on it, t
 import json
 import math
 import os
-import platform
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.rows import append_row
 from llmlab.rag import Document, Index
 from llmlab.rag.config import Mode
 
 MODES: tuple[Mode, ...] = ("hybrid", "bm25", "dense")
-_RESULTS = Path(__file__).parent / "results" / "rag_cranfield.jsonl"
 _POOL = 100
 
 
@@ -115,36 +113,16 @@ def _time_ms(index: Index, question: str, mode: Mode) -> float:
     return 1000 * (time.perf_counter() - began_s)
 
 
-def _commit() -> str:
-    words = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _cpu() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor()
-
-
-def write_row(row: Mapping[str, object]) -> None:
-    """Append a row to the results."""
-    with _RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
 def main() -> None:
     """Measure, print, and write the row."""
     data = load_cranfield(Path(os.environ["LLMLAB_DATA"]) / "cranfield")
     with tempfile.TemporaryDirectory() as folder:
         timed = "--quality-only" not in sys.argv
         found = measure(data, Path(folder) / "index", timed=timed)
-    machine = {"device": _cpu(), "cores": os.cpu_count(), "dtype": "float32"}
-    row = {"commit": _commit(), **machine, "documents": len(data.documents), **found}
+    row = {"dtype": "float32", "documents": len(data.documents), **found}
     print(json.dumps(row, indent=2))
     if "--no-write" not in sys.argv:
-        write_row(row)
+        append_row("rag_cranfield", row)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What happened so far: seconds per stage, samples, checks, answers; the report is made of it."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ class Journal:
     """The record of one quickstart run; `show` takes its progress."""
 
     show: OnProgress
+    bits_per_byte: float = math.nan
     stages: list[Stage] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     samples: list[tuple[int, list[tuple[str, str]]]] = field(default_factory=list)

@@ -63,8 +63,8 @@ def pack_shards(config: QuickstartConfig, journal: Journal) -> None:
         )
 
 
-def pretrain_model(config: QuickstartConfig, journal: Journal) -> float:
-    """Pretrain for the minutes asked for and return the bits per byte on held-out files."""
+def pretrain_model(config: QuickstartConfig, journal: Journal) -> None:
+    """Pretrain for the minutes asked for."""
     with journal.stage(f"pretrain for {config.minutes:g} min") as stage:
         result = pretrain(
             PretrainConfig(
@@ -79,18 +79,17 @@ def pretrain_model(config: QuickstartConfig, journal: Journal) -> float:
             run = f"--data {config.out}/shards --out {config.out}/pretrain"
             journal.show({"note": f"go on with `llmlab pretrain {run} --resume`"})
             raise KeyboardInterrupt
-        bits_per_byte = result.bits_per_byte or math.nan
+        journal.bits_per_byte = result.bits_per_byte or math.nan
         stage.summary = (
             f"{result.num_parameters / 1e6:.1f} M parameters, {result.tokens / 1e6:.2f} M tokens, "
-            f"{bits_per_byte:.3f} bits per byte on held-out files"
+            f"{journal.bits_per_byte:.3f} bits per byte on held-out files"
         )
         journal.facts += [
             ("parameters", f"{result.num_parameters / 1e6:.1f} M"),
             ("tokens seen", f"{result.tokens / 1e6:.2f} M"),
-            ("bits per byte, held out", f"{bits_per_byte:.3f}"),
+            ("bits per byte, held out", f"{journal.bits_per_byte:.3f}"),
         ]
         journal.samples = _first_and_last_samples(config.out / "pretrain" / "samples.jsonl")
-    return bits_per_byte
 
 
 def check_with_transformers(config: QuickstartConfig, journal: Journal) -> None:

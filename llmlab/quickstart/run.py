@@ -36,12 +36,19 @@ def quickstart(config: QuickstartConfig, *, on_progress: OnProgress = silent) ->
         OutputError: `config.out` holds something and `config.overwrite` is false.
         LabError: a stage failed; what came before it stays in `config.out`.
     """
+    journal = run_stages(config, on_progress=on_progress)
+    report = write_report(config, journal)
+    return QuickstartResult(journal.bits_per_byte, journal.total_s, report)
+
+
+def run_stages(config: QuickstartConfig, *, on_progress: OnProgress = silent) -> Journal:
+    """Run every stage into `config.out` and return the record of it; raises as `quickstart`."""
     with whole_folder(config.out, overwrite=config.overwrite) as partial:
         save_config(config, partial / "config.toml")
     journal = Journal(show=on_progress)
     own_model.train_tokenizer(config, journal)
     own_model.pack_shards(config, journal)
-    bits_per_byte = own_model.pretrain_model(config, journal)
+    own_model.pretrain_model(config, journal)
     own_model.check_with_transformers(config, journal)
     own_model.finetune_and_merge(config, journal)
     own_model.serve_and_complete(config, journal)
@@ -52,5 +59,4 @@ def quickstart(config: QuickstartConfig, *, on_progress: OnProgress = silent) ->
             chat_model.ask_the_handbook(config, url, journal)
         models["smollm2"] = smollm2
     chat_model.score(config, models, journal)
-    report = write_report(config, journal)
-    return QuickstartResult(bits_per_byte, journal.total_s, report)
+    return journal
