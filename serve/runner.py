@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from llmlab.kernels.packed_linear import PackedLinear, can_pack, pack_linears
 from llmlab.kernels.paged_attention import (
     AttentionPlan,
     paged_attention,
@@ -40,7 +41,8 @@ class Runner:
     """The model and its cache: `(num_pages * P, 2, G, D)` a layer, in the model's dtype.
 
     Args:
-        model: in evaluation mode, on its device.
+        model: in evaluation mode, on its device; from now on the runner's, for its linear layers
+            are packed where that makes them faster.
         tokenizer: bounds what is sampled and gives tokens their bytes.
         num_pages: pages of the cache.
         page_len: P, tokens per page.
@@ -51,6 +53,10 @@ class Runner:
     ) -> None:
         weight = model.head_weight()
         G, D = model.config.num_key_value_heads, model.config.head_dim
+        self._logits = model.logits
+        if can_pack(weight):
+            self._logits = PackedLinear(weight)
+            pack_linears(model, {id(weight): self._logits})
         self._model = model
         self._tokenizer = tokenizer
         self._page_len = page_len
@@ -103,7 +109,7 @@ class Runner:
         which = [at for at, part in enumerate(packed) if part.wants_token]
         if not which:
             return [Computed()] * len(packed)
-        logits = self._model.logits(torch.stack([hidden[at][-1] for at in which])).float()  # (B, V)
+        logits = self._logits(torch.stack([hidden[at][-1] for at in which])).float()  # (B, V)
         seqs = [packed[at].seq for at in which]
         # A vocabulary padded for speed has ids that no text belongs to; they are never chosen.
         ids = sample(logits[:, : self._tokenizer.vocab_size], _settings(seqs)).tolist()
@@ -122,7 +128,7 @@ class Runner:
         first, last = max(part.start + 1, seq.num_scored), min(part.end, seq.prompt_len - 1)
         if first > last:
             return ()
-        logits = self._model.logits(states[first - 1 - part.start : last - part.start])
+        logits = self._logits(states[first - 1 - part.start : last - part.start])
         return self._score(seq.token_ids[first : last + 1], logits, seq.params.prompt_logprobs or 0)
 
     def _score(
