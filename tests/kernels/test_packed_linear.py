@@ -51,8 +51,7 @@ def test_float32_is_left_alone():
 
 @needs_bfloat16
 def test_a_weight_packed_before_is_used_again():
-    model = nn.Sequential(nn.Linear(4, 4)).to(torch.bfloat16)
-    weight = model[0].weight
-    packed = PackedLinear(weight)
-    pack_linears(model, {id(weight): packed})
+    linear = nn.Linear(4, 4).to(torch.bfloat16)
+    model, packed = nn.Sequential(linear), PackedLinear(linear.weight)
+    pack_linears(model, {id(linear.weight): packed})
     assert model[0] is packed
