@@ -7,9 +7,10 @@ not import torch, so that `--help` answers at once.
 import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import tomli_w
+import tyro
 
 from llmlab.errors import ConfigError, did_you_mean
 from llmlab.outputs import whole_file
@@ -37,17 +38,23 @@ def read_toml(path: Path | str, config_class: type) -> dict[str, Any]:
 
 
 def toml_flags(path: Path | str, config_class: type) -> list[str]:
-    """Turn a TOML file into command-line flags, to stand before the user's own flags."""
+    """Turn a TOML file into command-line words, to stand before the user's own.
+
+    Values of positional fields come first, without a flag.
+    """
+    hints = get_type_hints(config_class, include_extras=True)
+    positional: list[str] = []
     flags: list[str] = []
     for key, value in read_toml(path, config_class).items():
         name = key.replace("_", "-")
-        if isinstance(value, bool):
+        words = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+        if tyro.conf.Positional in getattr(hints[key], "__metadata__", ()):
+            positional += words
+        elif isinstance(value, bool):
             flags.append(f"--{name}" if value else f"--no-{name}")
-        elif isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
         else:
-            flags += [f"--{name}", str(value)]
-    return flags
+            flags += [f"--{name}", *words]
+    return positional + flags
 
 
 def save_config(config: Any, path: Path | str) -> None:

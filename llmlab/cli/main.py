@@ -4,6 +4,7 @@ Not here: the verbs themselves (verbs.py lists them; one small file a stage runs
 Exit status: 0 done, 1 a LabError (one line), 2 wrong usage, 130 interrupted.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -18,7 +19,7 @@ import tyro
 from llmlab import __version__
 from llmlab.cli.verbs import VERBS, Verb
 from llmlab.config import toml_flags
-from llmlab.errors import LabError, did_you_mean
+from llmlab.errors import ConfigError, LabError, did_you_mean
 
 
 def entry() -> None:
@@ -68,7 +69,7 @@ def _dispatch(args: list[str], *, as_json: bool) -> int:
     name, rest = find_verb(args)
     if name not in VERBS:
         return _unknown(name)
-    result = _run(name, VERBS[name], rest)
+    result = _run(name, VERBS[name], rest, as_json=as_json)
     if result is not None:
         print(json.dumps(_plain(result), ensure_ascii=False) if as_json else result)
     return 0
@@ -101,16 +102,19 @@ def _unknown(name: str) -> int:
     return 2
 
 
-def _run(name: str, verb: Verb, args: list[str]) -> Any:
+def _run(name: str, verb: Verb, args: list[str], *, as_json: bool) -> Any:
     config_class = _load(verb.config)
     if "--config" in args:
         at = args.index("--config")
         if at + 1 == len(args):
-            args = [*args[:at], "--config-needs-a-file"]
-        else:
-            args = [*toml_flags(args[at + 1], config_class), *args[:at], *args[at + 2 :]]
+            raise ConfigError("--config names no file; write --config FILE.toml")
+        args = [*toml_flags(args[at + 1], config_class), *args[:at], *args[at + 2 :]]
     config = tyro.cli(config_class, args=args, prog=f"llmlab {name}")
-    return _load(verb.run)(config)
+    run = _load(verb.run)
+    if not as_json:
+        return run(config)
+    with contextlib.redirect_stdout(sys.stderr):  # what streams by is progress to a JSON reader
+        return run(config)
 
 
 def _load(place: str) -> Any:

@@ -2,8 +2,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tyro
 
 from llmlab.config import read_toml, save_config, toml_flags
+from llmlab.data.config import PackConfig
 from llmlab.errors import ConfigError
 
 
@@ -31,6 +33,16 @@ def test_toml_becomes_flags(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text('learning-rate = 0.5\nnames = ["a", "b"]\nfast = false\n')
     assert toml_flags(path, Sample) == ["--learning-rate", "0.5", "--names", "a", "b", "--no-fast"]
+
+
+def test_positional_fields_come_first_and_without_a_flag(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('tokenizer = "t"\nout = "o"\nsources = ["a.txt", "b"]\n')
+    words = toml_flags(path, PackConfig)
+    assert words == ["a.txt", "b", "--tokenizer", "t", "--out", "o"]
+    assert tyro.cli(PackConfig, args=[*words, "--out", "p"]) == PackConfig(
+        sources=("a.txt", "b"), tokenizer=Path("t"), out=Path("p")
+    )
 
 
 @pytest.mark.parametrize(

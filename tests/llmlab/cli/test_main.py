@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import time
@@ -6,6 +7,7 @@ import pytest
 
 from llmlab.cli.main import find_verb, main
 from llmlab.cli.verbs import VERBS
+from tests.tiny import tiny_model_folder
 
 
 def test_help_lists_every_verb_and_is_quick():
@@ -61,3 +63,19 @@ def test_two_word_verbs_win():
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("llmlab 0.")
+
+
+def test_json_alone_stands_on_stdout(capsys, tmp_path):
+    folder = tiny_model_folder(tmp_path)
+    words = ["generate", "--model", str(folder), "--prompt", "The cat", "--max-tokens", "3"]
+    assert main([*words, "--dtype", "float32", "--json"]) == 0
+    shown = capsys.readouterr()
+    text = json.loads(shown.out)["text"]
+    assert text in shown.err
+    assert main([*words, "--dtype", "float32"]) == 0
+    assert text in capsys.readouterr().out
+
+
+def test_config_without_a_file(capsys):
+    assert main(["pretrain", "--config"]) == 1
+    assert "--config names no file" in capsys.readouterr().err
