@@ -173,7 +173,7 @@ class _Run:
         self._note("compiling the model")
         with self._unchanged_generators():
             self.loss_sum, note = compiled(
-                self.model.loss_sum, lambda loss_sum: self._try_out(loss_sum, input_ids, labels)
+                self.model, lambda loss_sum: self._try_out(loss_sum, input_ids, labels)
             )
         self._note(note)
         on = self.loss_sum != self.model.loss_sum

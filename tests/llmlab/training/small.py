@@ -12,17 +12,22 @@ from llmlab.model.language_model import LanguageModel
 V, T = 32, 8
 
 
-def small_model(seed: int = 0, *, tie: bool = True) -> LanguageModel:
+def small_model(
+    seed: int = 0, *, tie: bool = True, architecture: str = "Qwen3ForCausalLM"
+) -> LanguageModel:
+    is_gpt2 = architecture == "GPT2LMHeadModel"
     torch.manual_seed(seed)
     return build_model(
         ModelConfig(
+            architecture=architecture,
             vocab_size=V,
             hidden_size=16,
             intermediate_size=32,
             num_hidden_layers=2,
             num_attention_heads=2,
-            num_key_value_heads=1,
+            num_key_value_heads=2 if is_gpt2 else 1,
             head_dim=8,
+            hidden_act="gelu_new" if is_gpt2 else "silu",
             max_position_embeddings=T,
             tie_word_embeddings=tie,
         )
