@@ -9,6 +9,7 @@ embeddings, and knows no negation. Not here: prompts, retrieval.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +26,7 @@ MIN_COSINE = 0.7
 
 _MARKERS = re.compile(r"\[\s*\d+(?:\s*[,;]\s*\d+)*\s*\]")
 _QUOTED = re.compile(r"[\"“]([^\"“”]{12,})[\"”]")
+_HEADING = re.compile(r"#{1,6} [^\n]*")
 _MIN_NEW_WORDS = 0.5
 
 
@@ -115,10 +117,12 @@ def _claims(answer: str, question: str) -> Iterator[_Claim]:
 
 
 def _candidates(marker: int, hit: Hit) -> Iterator[_Candidate]:
+    has_headings = Path(hit.doc).suffix in (".md", ".markdown")
     for start, end in sentence_spans(hit.text):
         text = hit.text[start:end]
         stems = content_stems(text)
-        if stems:
+        is_heading = has_headings and _HEADING.fullmatch(text)  # names a thing, states nothing
+        if stems and not is_heading:
             yield _Candidate(marker, hit.start + start, hit.start + end, text, stems)
 
 

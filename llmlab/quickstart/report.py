@@ -79,7 +79,7 @@ def _rows(journal: Journal) -> list[dict[str, object]]:
 
 def _score_plot(journal: Journal) -> str:
     return score_plot(
-        labels=[f"{score.task}\n{score.metric}" for score in journal.scores],
+        labels=[score.task for score in journal.scores],
         models=journal.models,
         cells=[score.cells for score in journal.scores],
     )

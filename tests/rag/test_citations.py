@@ -120,3 +120,10 @@ def test_every_quote_is_in_its_document(answer):
         assert hit.text[citation.start - hit.start : citation.end - hit.start] == citation.quote
         assert citation.quote
         assert np.isfinite(citation.support)
+
+
+def test_a_heading_states_nothing():
+    text = "# functools.lru_cache\n\nThe lru_cache decorator keeps the latest results."
+    hits = [Hit("functools.md", 0, len(text), text)]
+    (citation,), _ = cite("The functools.lru_cache decorator.", "?", hits, words_embedder().encode)
+    assert citation.quote == "The lru_cache decorator keeps the latest results."
