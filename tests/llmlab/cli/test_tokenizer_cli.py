@@ -123,7 +123,7 @@ def test_what_is_no_id(trained, monkeypatch, capsys, word):
 
 
 def test_stdin_that_is_not_utf8(trained, monkeypatch, capsys):
-    feed(monkeypatch, b"caf\xe9")
+    feed(monkeypatch, b"abc\xe9")
     assert main(["tokenizer", "encode", "--tokenizer", str(trained)]) == 1
     assert "stdin is not UTF-8 (byte 3)" in capsys.readouterr().err
 
