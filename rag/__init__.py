@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmlab.rag.answer import Answer, Citation, Sources, TextDelta
-    from llmlab.rag.documents import Chunk, Document, Hit
+    from llmlab.rag.documents import Document, Hit
     from llmlab.rag.embed import load_embedder
     from llmlab.rag.embedder import Embedder
     from llmlab.rag.index import Index, IndexReport
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Answer": "llmlab.rag.answer",
-    "Chunk": "llmlab.rag.documents",
     "Citation": "llmlab.rag.answer",
     "Document": "llmlab.rag.documents",
     "Embedder": "llmlab.rag.embedder",
@@ -34,7 +33,6 @@ _HOMES = {
 
 __all__ = [
     "Answer",
-    "Chunk",
     "Citation",
     "Document",
     "Embedder",

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.errors import ConfigError
-from llmlab.rag import Chunk, Document, Embedder, load_file
+from llmlab.rag import Document, Embedder, load_file
 from llmlab.rag.chunk import character_starts, chunk_document
+from llmlab.rag.documents import Chunk
 from llmlab.rag.sentences import line_spans, sentence_spans
 from tests.rag.words_embedder import words_embedder
 
