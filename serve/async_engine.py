@@ -108,7 +108,7 @@ class AsyncEngine:
 
     Raises:
         ModelError: the folder is no model folder.
-        ConfigError: the cache would hold no page.
+        ConfigError: as `Engine`.
     """
 
     def __init__(self, model: EngineConfig | Path | str) -> None:

@@ -10,8 +10,9 @@ class TextStream:
     """The text of one request.
 
     What may become a stop string is held back until it is one or cannot be one any more, so that
-    the pieces, concatenated, are the text before the first stop string. Special tokens have no
-    text.
+    the pieces, concatenated, are the text before the stop string. Of several stop strings the one
+    complete first counts, so that the result does not depend on where tokens begin. Special tokens
+    have no text.
 
     Args:
         tokenizer: where the text of a token comes from.
@@ -49,10 +50,10 @@ class TextStream:
         if not self._stop:
             return piece, False
         text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self._held = ""
-            return text[: min(found)], True
+            return text[: min(found)[1]], True
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

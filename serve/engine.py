@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from llmlab.errors import ConfigError, RequestError
-from llmlab.hardware import pick_dtype
+from llmlab.hardware import pick_device, pick_dtype
 from llmlab.model import ModelConfig, load_model
 from llmlab.serve.deltas import Delta, EngineStats, FinishReason, Output, TokenLogprob
 from llmlab.serve.detokenize import TextStream
@@ -47,21 +47,19 @@ class Engine:
 
     Raises:
         ModelError: the folder is no model folder.
-        ConfigError: the cache would hold no page.
+        ConfigError: the context is longer than the model's, the cache would hold no page, or the
+            device is not there.
     """
 
     def __init__(self, model: EngineConfig | Path | str) -> None:
         config = model if isinstance(model, EngineConfig) else EngineConfig(model=Path(model))
-        dtype = config.dtype
+        device, dtype = pick_device(config.device), config.dtype
         if dtype == "auto":
-            dtype = str(pick_dtype(config.device)[0]).removeprefix("torch.")
-        language_model, self.tokenizer = load_model(config.model, dtype=dtype, device=config.device)
+            dtype = str(pick_dtype(device)[0]).removeprefix("torch.")
+        language_model, self.tokenizer = load_model(config.model, dtype=dtype, device=device)
         self.config = config
         self.model_config: ModelConfig = language_model.config
-        max_len = min(
-            config.max_model_len or self.model_config.max_position_embeddings,
-            self.model_config.max_position_embeddings,
-        )
+        max_len = _context_len(config, self.model_config)
         num_pages = config.num_pages or _num_pages(config, self.model_config, dtype, max_len)
         self.max_model_len: int = min(max_len, num_pages * config.page_len)
         """Most tokens of prompt and answer together."""
@@ -152,7 +150,7 @@ class Engine:
             RequestError: the prompt is empty, has ids outside the vocabulary, or leaves no room
                 for `max_tokens`; `.param` names the field at fault.
         """
-        V, room = self.model_config.vocab_size, self.max_model_len - len(prompt_ids)
+        V, room = self.tokenizer.vocab_size, self.max_model_len - len(prompt_ids)
         if not prompt_ids:
             raise RequestError("the prompt has no tokens; pass at least one", param="prompt")
         if room < (0 if params.max_tokens == 0 else 1):
@@ -294,6 +292,16 @@ def _read(request: _Request, token_id: int) -> tuple[str, FinishReason | None]:
         return text, None
     rest, stopped = request.text.finish()
     return text + rest, "stop" if stopped else "length"
+
+
+def _context_len(config: EngineConfig, model: ModelConfig) -> int:
+    longest = model.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len} is above the {longest} positions the model "
+            "was trained for; lower it or leave it out"
+        )
+    return config.max_model_len or longest
 
 
 def _num_pages(config: EngineConfig, model: ModelConfig, dtype: str, max_len: int) -> int:

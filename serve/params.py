@@ -117,7 +117,7 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of weights and cache; auto takes what this machine multiplies faster."""
     device: str = "cpu"
-    """Torch device the model runs on."""
+    """Where the model runs: cpu, cuda, or auto for a GPU where there is one."""
     max_model_len: int | None = None
     """Most tokens of prompt and answer together; None takes the model's own limit."""
     page_len: int = 16

@@ -7,7 +7,9 @@ Not here: which slices (scheduler.py), what becomes of a sampled token (engine.p
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,9 +63,9 @@ class Runner:
         self._tokenizer = tokenizer
         self._page_len = page_len
         self._device, self._dtype = weight.device, weight.dtype
+        shape = (num_pages * page_len, 2, G, D)
         self._cache = [
-            torch.zeros(num_pages * page_len, 2, G, D, dtype=self._dtype, device=self._device)
-            for _ in range(model.config.num_hidden_layers)
+            _zeros(shape, self._dtype, self._device) for _ in range(model.config.num_hidden_layers)
         ]
 
     @torch.inference_mode()
@@ -134,20 +136,38 @@ class Runner:
     def _score(
         self, token_ids: list[int], logits: Tensor, num_top: int
     ) -> tuple[TokenLogprob, ...]:
-        """Describe one token a row of logits (B, V), each with the `num_top` most likely ones."""
-        found = token_logprobs(logits, torch.tensor(token_ids, device=self._device), num_top)
+        """Describe one token a row of logits (B, V), each with the `num_top` most likely ones.
+
+        The ids of a padded vocabulary have their share of the probability, as the model gives it,
+        but are no alternatives: as many more are asked for, and left out.
+        """
+        num_nameless = logits.shape[1] - self._tokenizer.vocab_size
+        num_asked = num_top + num_nameless if num_top else 0
+        found = token_logprobs(logits, torch.tensor(token_ids, device=self._device), num_asked)
         tops = zip(found.top_ids.tolist(), found.top_logprobs.tolist(), strict=True)
         return tuple(
-            self._entry(token_id, value, zip(*top, strict=True))
+            self._entry(token_id, value, self._named(zip(*top, strict=True), num_top))
             for token_id, value, top in zip(token_ids, found.sampled.tolist(), tops, strict=True)
         )
 
+    def _named(self, top: Iterable[tuple[int, float]], count: int) -> tuple[TokenLogprob, ...]:
+        named = (pair for pair in top if pair[0] < self._tokenizer.vocab_size)
+        return tuple(self._entry(*pair) for pair in islice(named, count))
+
     def _entry(
-        self, token_id: int, value: float, top: Iterable[tuple[int, float]] = ()
+        self, token_id: int, value: float, top: tuple[TokenLogprob, ...] = ()
     ) -> TokenLogprob:
-        has_text = token_id < self._tokenizer.vocab_size
-        token_bytes = self._tokenizer.token_bytes(token_id) if has_text else b""
-        return TokenLogprob(token_id, token_bytes, value, tuple(self._entry(*pair) for pair in top))
+        return TokenLogprob(token_id, self._tokenizer.token_bytes(token_id), value, top)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros that take memory on a CPU only where they are written to, unlike torch's."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes, line = math.prod(shape) * dtype.itemsize, 64  # a cache line of the processor
+    memory = np.zeros(num_bytes + line, dtype=np.uint8)
+    start = -memory.ctypes.data % line
+    return torch.from_numpy(memory[start : start + num_bytes]).view(dtype).view(shape)
 
 
 def _packing_key(part: Slice) -> tuple[bool, int]:

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmlab.serve.detokenize import TextStream
@@ -22,8 +22,12 @@ def stream(ids, stop=()) -> tuple[list[str], bool]:
 
 
 def cut(text: str, stop: tuple[str, ...]) -> str:
-    found = [at for at in (text.find(each) for each in stop) if at >= 0]
-    return text[: min(found)] if found else text
+    """Return the text before the stop string that is complete first, the longest of those."""
+    for end in range(len(text) + 1):
+        found = [each for each in stop if text[:end].endswith(each)]
+        if found:
+            return text[: end - max(map(len, found))]
+    return text
 
 
 @given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=40))
@@ -33,6 +37,7 @@ def test_pieces_join_to_what_decode_gives(ids):
     assert "".join(pieces) == TOKENIZER.decode(ids, skip_special_tokens=True)
 
 
+@example(" aa", ("a", " aa"))
 @given(
     st.text("abc é🙂", max_size=30),
     st.lists(st.text("abc é🙂", min_size=1, max_size=4), min_size=1, max_size=3).map(tuple),
@@ -67,6 +72,14 @@ def byte_id(byte: int) -> int:
 )
 def test_text_is_held_only_while_it_may_become_a_stop_string(text, stop, pieces):
     assert stream([byte_id(ord(each)) for each in text], stop)[0] == pieces
+
+
+def test_one_token_may_hold_several_stop_strings():
+    token = TOKENIZER.encode("first")
+    assert len(token) == 1, "the case this test is about"
+    assert stream(token, ("rs", "r")) == (["fi"], True)
+    assert stream(token, ("r", "ir")) == (["f"], True)
+    assert stream(token, ("first", "r")) == (["fi"], True)
 
 
 def test_a_stop_string_counts_only_where_it_may():

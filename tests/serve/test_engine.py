@@ -101,7 +101,7 @@ def test_greedy_tokens_and_logprobs_are_those_of_transformers(folder, expected, 
             row = logprobs[position]
             assert entry.token_bytes == engine.tokenizer.token_bytes(entry.token_id)
             assert abs(entry.logprob - row[entry.token_id]) < LOGPROB_TOLERANCE
-            top = row.topk(1 if position < len(prompt) - 1 else 3)
+            top = row[: engine.tokenizer.vocab_size].topk(1 if position < len(prompt) - 1 else 3)
             assert len(entry.top) == len(top.values)
             for alternative, value in zip(entry.top, top.values.tolist(), strict=True):
                 assert abs(alternative.logprob - value) < LOGPROB_TOLERANCE
@@ -327,6 +327,16 @@ def test_params_must_match_the_prompts(engine):
 def test_a_cache_without_a_page_is_refused(qwen3):
     with pytest.raises(ConfigError, match="kv_memory_mb=1 holds no page"):
         start(qwen3, kv_memory_mb=1, page_len=4096)
+
+
+def test_a_context_beyond_the_models_is_refused(qwen3):
+    with pytest.raises(ConfigError, match="max_model_len=129 is above the 128 positions"):
+        start(qwen3, max_model_len=129)
+
+
+def test_a_device_that_is_not_there_is_refused(qwen3):
+    with pytest.raises(ConfigError, match="device='tpu' is not supported"):
+        start(qwen3, device="tpu")
 
 
 def test_bfloat16_gives_nearly_the_same_distribution(qwen3, engine):

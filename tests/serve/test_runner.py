@@ -62,9 +62,16 @@ def test_a_mixed_step_equals_each_sequence_alone(architecture):
 
 def test_a_vocabulary_wider_than_the_tokenizer_never_yields_a_nameless_token():
     tokenizer = tiny_tokenizer()
-    model = tiny_model("llama", vocab_size=tokenizer.vocab_size + 500)
+    model = tiny_model("llama", vocab_size=tokenizer.vocab_size + 3000)
     runner = Runner(model, tokenizer, num_pages=4, page_len=PAGE_LEN)
     seq = sequence(0, 5, [0, 1])
     (result,) = runner.run([Slice(seq, 0, 5)])
-    assert result.token_id is not None
-    assert result.token_id < tokenizer.vocab_size
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([seq.token_ids]))[0, -1].log_softmax(-1)
+    assert logprobs.argmax() >= tokenizer.vocab_size, "the case this test is about"
+    best = logprobs[: tokenizer.vocab_size].topk(2)
+    assert result.token_id == best.indices[0]
+    assert result.logprob is not None
+    assert [entry.token_id for entry in result.logprob.top] == best.indices.tolist()
+    # The nameless ids keep their share: float32 sums in another order.
+    assert abs(result.logprob.logprob - best.values[0]) < 1e-4
