@@ -1,7 +1,9 @@
 """The settings of `llmlab pretrain`. Torch-free.
 
-The defaults are those of a three-minute run on two CPU cores; they were chosen by short runs of the
-quickstart preset on the Python standard library's source.
+The defaults are those of a three-minute run on two CPU cores. They were chosen by runs of the
+quickstart preset on 300,000 tokens of the Python standard library: in nats a held-out token,
+learning_rate 5e-4 gives 6.22, 1e-3 6.01, 2e-3 5.92; batch_tokens 4096 at 1e-3 gives 6.34. For runs
+of hours take a larger batch and a smaller rate.
 """
 
 from dataclasses import dataclass
@@ -52,13 +54,13 @@ class PretrainConfig:
     context_len: int = 256
     """Tokens in one training window, and the longest context of the model."""
 
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     """Tokens in one optimizer step; a multiple of context_len x accumulation."""
 
     accumulation: int = 1
     """Micro-batches a step is cut into, to save memory."""
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """Peak learning rate of AdamW."""
 
     min_lr_fraction: float = 0.1
