@@ -1,9 +1,9 @@
 """torch.compile for training: whether it is worth it, and a way back when it cannot work.
 
 The layers of a model share their code, so one layer is compiled and all use it. Measured twice with
-the quickstart preset in bfloat16, one thread of a processor with AMX shared with other work: 27 s of
-processor time to compile, then steps are 1.5 times faster. The whole model as one graph takes 64 s,
-and its steps came out another 3 % and 15 % faster: worth it for long runs only.
+the quickstart preset in bfloat16, on one thread of a shared processor with AMX: 27 s of processor
+time to compile, then steps are 1.5 times faster. The whole model as one graph takes 64 s, and its
+steps came out another 3 % and 15 % faster: worth it for long runs only.
 
 Not here: the model's code, whose layers must each trace as one graph.
 """
