@@ -1,9 +1,13 @@
-"""Fixtures for every test: no network beyond this machine."""
+"""What holds for every test: one thread (tiny tensors are fastest so), no network beyond here."""
 
+import os
 import socket
 from typing import Any
 
 import pytest
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 _LOCAL = {"127.0.0.1", "::1", "localhost"}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tyro
 
+from benchmarks.readme import with_measurements
 from llmlab.cli.main import find_verb
 from llmlab.cli.verbs import VERBS
 
@@ -49,13 +50,27 @@ def test_every_python_block_compiles(text):
     compile(text, "README.md", "exec")
 
 
+def test_the_measured_part_is_made_of_the_newest_rows():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_measurements(text) == text
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_every_block_of_the_readme_runs_in_an_empty_folder(tmp_path):
+@pytest.mark.parametrize("command", [text for _, text in BLOCKS if text.startswith("make ")])
+def test_the_make_commands_run_in_a_fresh_clone(command, tmp_path):
+    subprocess.run(["git", "clone", "--quiet", ROOT, tmp_path / "clone"], check=True)
+    subprocess.run(["bash", "-euc", command], cwd=tmp_path / "clone", check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_other_block_runs_in_an_empty_folder(tmp_path):
     servers: list[subprocess.Popen] = []
     try:
         for kind, text in BLOCKS:
-            _run_block(kind, text, tmp_path, servers)
+            if not text.startswith("make "):
+                _run_block(kind, text, tmp_path, servers)
     finally:
         for server in servers:
             server.terminate()
@@ -69,11 +84,6 @@ def _run_block(kind: str, text: str, folder: Path, servers: list[subprocess.Pope
     elif text.startswith("llmlab serve"):
         servers.append(subprocess.Popen(shlex.split(text, comments=True), cwd=folder, env=env))
         _wait_for_health(servers[-1])
-    elif text.startswith("make "):
-        clone = folder / "checkout"
-        if not clone.exists():
-            subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
-        subprocess.run(["bash", "-euc", text], cwd=clone, env=env, check=True)
     else:
         subprocess.run(["bash", "-euc", text], cwd=folder, env=env, check=True, input="")
 

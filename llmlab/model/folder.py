@@ -27,8 +27,8 @@ DTYPES = {
 
 _NOT_MODELS = {
     "adapter_config.json": "is an adapter; run `llmlab merge` to fold it into its base model",
-    "meta.json": "is a shards folder; pass the --out of `llmlab pretrain`",
-    "tokenizer.json": "is a tokenizer folder; pass the --out of `llmlab pretrain`",
+    "meta.json": "is a shards folder; pass OUT/model of `llmlab pretrain --out OUT`",
+    "tokenizer.json": "is a tokenizer folder; pass OUT/model of `llmlab pretrain --out OUT`",
 }
 
 
@@ -131,15 +131,15 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _no_model(folder: Path) -> str:
     if not folder.is_dir():
         return (
-            f"no model folder {folder}; pass the --out of `llmlab pretrain`, or a folder that "
-            "transformers wrote"
+            f"no model folder {folder}; pass OUT/model of `llmlab pretrain --out OUT`, or a folder "
+            "that transformers wrote"
         )
     for name, what in _NOT_MODELS.items():
         if (folder / name).is_file():
             return f"{folder} has no config.json: it {what}"
     return (
-        f"{folder} has no config.json, so it is no model folder; pass the --out of "
-        "`llmlab pretrain` or `llmlab import gguf`, or a folder that transformers wrote"
+        f"{folder} has no config.json, so it is no model folder; pass OUT/model of `llmlab "
+        "pretrain --out OUT`, the --out of `llmlab import gguf`, or a folder transformers wrote"
     )
 
 

@@ -71,6 +71,7 @@ def pretrain_model(config: QuickstartConfig, journal: Journal) -> None:
                 data=config.out / "shards",
                 out=config.out / "pretrain",
                 max_seconds=60 * config.minutes,
+                eval_every=100,
                 seed=config.seed,
             ),
             on_progress=journal.show,
@@ -163,7 +164,7 @@ def serve_and_complete(config: QuickstartConfig, journal: Journal) -> None:
             )
         answer = chat.choices[0].message.content or ""
         journal.served += [
-            ("The pretrained model continues code:", CODE_PROMPT, "".join(pieces)),
+            ("The model continues code:", CODE_PROMPT, "".join(pieces)),
             ("After finetuning it answers one kind of question:", question + "\n", answer),
         ]
         stage.summary = f"{len(pieces)} pieces streamed through the openai client"

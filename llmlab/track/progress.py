@@ -78,7 +78,8 @@ def format_row(values: Mapping[str, Any]) -> str:
 def _format(key: str, value: Any) -> str:
     duration = key == "eta" or (key.endswith("_s") and not key.endswith("per_s"))
     if duration and isinstance(value, int | float):
-        return f"{value / 60:.0f}m{value % 60:02.0f}s" if value >= 60 else f"{value:.1f}s"
+        minutes, seconds = divmod(round(value), 60)
+        return f"{minutes}m{seconds:02d}s" if value >= 60 else f"{value:.1f}s"
     if isinstance(value, float):
         if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e7):
             return f"{value:.1e}"

@@ -36,4 +36,5 @@ def test_a_terminal_gets_one_live_line_that_erases_the_longer_one_before():
 
 def test_numbers_read_well():
     row = {"step": "3/9", "loss": 3.14159, "lr": 0.00029, "tok_per_s": 38123.4, "eta": 372}
+    assert format_row({"eta": 221.0}) == "eta 3m41s"
     assert format_row(row) == "step 3/9  loss 3.142  lr 2.9e-04  tok_per_s 38.1k  eta 6m12s"
