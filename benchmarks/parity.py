@@ -21,7 +21,7 @@ from llmlab.model import import_gguf
 from llmlab.model.gguf_wheels import smollm2_gguf
 from llmlab.serve import Engine, EngineConfig, SamplingParams
 from tests.llmlab.tokenizers.samples import TORTURE
-from tests.serve.test_smollm2 import NEW_TOKENS, QUESTIONS, TEXTS
+from tests.serve.test_smollm2 import NEW_TOKENS, QUESTIONS, TEXTS, greedy
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ARCHITECTURES = ("qwen3", "llama", "qwen2", "gpt2")
@@ -53,7 +53,7 @@ def smollm2_greedy(folder: Path) -> dict[str, Any]:
         chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
         prompts = [engine.tokenizer.encode_chat(chat) for chat in chats]
         prompts += [engine.encode(text) for text in TEXTS]
-        expected = [_greedy(reference, prompt) for prompt in prompts]
+        expected = [greedy(reference, prompt)[len(prompt) :].tolist() for prompt in prompts]
         alone = [next(iter(engine.generate([prompt], params))).token_ids for prompt in prompts]
         batched = [out.token_ids for out in engine.generate(prompts, params)]
     return {
@@ -73,20 +73,6 @@ def tokenizer_ids(folder: Path) -> dict[str, int]:
     ids = [theirs.encode(text, add_special_tokens=False) for text in texts]
     equal = [tokenizer.encode(t, allow_special=True) == i for t, i in zip(texts, ids, strict=True)]
     return {"texts": len(texts), "equal": sum(equal)}
-
-
-def _greedy(model: Any, prompt: list[int]) -> list[int]:
-    with torch.inference_mode():
-        out = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt)),
-            max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    return out[0, len(prompt) :].tolist()
 
 
 def main() -> None:

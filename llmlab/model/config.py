@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from llmlab.errors import ModelError, did_you_mean
-from llmlab.model.config_json import ARCHITECTURES, read_fields, write_fields
+from llmlab.model.config_json import ARCHITECTURES, SIZES, read_fields, write_fields
 from llmlab.model.presets import PRESETS
 from llmlab.model.rope_config import RopeScaling
 
@@ -71,7 +71,7 @@ class ModelConfig:
                 f"architecture={self.architecture!r} is not supported"
                 f"{did_you_mean(self.architecture, known)} (supported: {', '.join(known)})"
             )
-        for name in _SIZES:
+        for name in SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ModelError(f"{name}={value!r} is not a positive whole number; correct it")
@@ -217,14 +217,4 @@ class ModelConfig:
         return numbers * bytes_per_number
 
 
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
-_REQUIRED = _SIZES[:-1]
+_REQUIRED = SIZES[:-1]

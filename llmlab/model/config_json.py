@@ -19,7 +19,7 @@ ARCHITECTURES = {
 }
 """Hugging Face's `model_type` and the class it names."""
 
-FIELDS = (
+SIZES = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -28,6 +28,11 @@ FIELDS = (
     "num_key_value_heads",
     "head_dim",
     "max_position_embeddings",
+)
+"""The fields that count something."""
+
+FIELDS = (
+    *SIZES,
     "rms_norm_eps",
     "rope_theta",
     "hidden_act",

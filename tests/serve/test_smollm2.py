@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,19 @@ TEXTS = [
 ]
 
 
+def greedy(model: Any, prompt: list[int]) -> torch.Tensor:
+    """Return the prompt and transformers' greedy continuation, (T + NEW_TOKENS,)."""
+    return model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt)),
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )[0]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return import_gguf(smollm2_gguf(), tmp_path_factory.mktemp("smollm2") / "model")
@@ -69,15 +83,7 @@ def expected(folder, prompts) -> list[tuple[list[int], list[float]]]:
     found = []
     with torch.inference_mode():
         for prompt in prompts:
-            out = model.generate(
-                torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt)),
-                max_new_tokens=NEW_TOKENS,
-                min_new_tokens=NEW_TOKENS,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )[0]
+            out = greedy(model, prompt)
             tokens = out[len(prompt) :]
             logprobs = model(out[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             found.append((tokens.tolist(), logprobs.gather(1, tokens[:, None])[:, 0].tolist()))
