@@ -17,7 +17,7 @@ from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.chat import CHATML, ChatTemplate, Message
 from llmlab.tokenizers.chat_spans import render_guarded, render_spans
 from llmlab.tokenizers.encoder import Encoder, as_list
-from llmlab.tokenizers.folder import ROLES, read_folder, write_folder
+from llmlab.tokenizers.files.folder import ROLES, read_folder, write_folder
 from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.splits import find_split
 from llmlab.tokenizers.stream import StreamDecoder

@@ -11,7 +11,7 @@ import pytest
 from llmlab.errors import TokenizerError
 from llmlab.tokenizers import Tokenizer
 from llmlab.tokenizers.chat import CHATML
-from llmlab.tokenizers.tokenizer_json import write_pipeline
+from llmlab.tokenizers.files.tokenizer_json import write_pipeline
 from tests.llmlab.tokenizers.samples import SPLITS, TORTURE, auto_tokenizer, reference, trained
 
 

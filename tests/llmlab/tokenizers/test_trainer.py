@@ -12,9 +12,9 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from llmlab.errors import ConfigError, DataError
 from llmlab.tokenizers import Tokenizer
+from llmlab.tokenizers.files.tokenizer_json import write_pipeline
 from llmlab.tokenizers.splits import find_split
 from llmlab.tokenizers.tokenizer import SPECIAL_TOKENS
-from llmlab.tokenizers.tokenizer_json import write_pipeline
 from llmlab.tokenizers.trainer import BYTE_CHARS, MAX_PIECE_CHARS, count_pieces, learn_merges
 from tests.llmlab.tokenizers.samples import CORPUS, SPLITS, shakespeare
 

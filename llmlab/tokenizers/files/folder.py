@@ -13,8 +13,8 @@ from typing import Any
 
 from llmlab.errors import TokenizerError
 from llmlab.outputs import whole_file
+from llmlab.tokenizers.files.tokenizer_json import read_pipeline, write_pipeline
 from llmlab.tokenizers.pipeline import Pipeline
-from llmlab.tokenizers.tokenizer_json import read_pipeline, write_pipeline
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 """The parts a special token can play, as tokenizer_config.json names them."""

@@ -1,0 +1,35 @@
+"""The decorator of every compiled function.
+
+Machine code is kept on disk beside the source (or in numba's cache folder when that cannot be
+written), so only the first use on a machine waits for the compiler. numba looks at the file of a
+function alone to see whether its code is stale, not at the files of the functions it calls; here
+the sources of the whole folder are part of the key, so an edit anywhere compiles anew.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core.caching import FunctionCache
+
+_SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+).hexdigest()
+
+
+class _Cache(FunctionCache):
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(sig, codegen), _SOURCES)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function for the types it is called with; it runs without the interpreter lock.
+
+    Arguments and results are numbers, numpy arrays and tuples of them. Inside, an int64 combined
+    with a uint64 becomes a float64: hashes stay uint64 throughout.
+    """
+    dispatcher: Any = njit(nogil=True)(function)
+    dispatcher._cache = _Cache(function)
+    return dispatcher

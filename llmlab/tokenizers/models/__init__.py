@@ -1,0 +1,1 @@
+"""The models of a pipeline: what turns one pre-token into ids."""
