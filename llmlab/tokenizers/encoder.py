@@ -11,7 +11,7 @@ import numpy as np
 
 from llmlab.tokenizers.added_tokens import AddedTokens
 from llmlab.tokenizers.alphabet import unspell, utf8
-from llmlab.tokenizers.bpe import BPE, PieceCache
+from llmlab.tokenizers.models.bpe import BPE, PieceCache
 from llmlab.tokenizers.pipeline import Pipeline
 
 Span = tuple[int, int]

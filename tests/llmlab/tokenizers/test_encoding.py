@@ -13,7 +13,7 @@ from tokenizers import pre_tokenizers
 from llmlab.errors import TokenizerError
 from llmlab.tokenizers import Tokenizer
 from llmlab.tokenizers.alphabet import CHARS, spell, unspell
-from llmlab.tokenizers.bpe import BPE, PieceCache
+from llmlab.tokenizers.models.bpe import BPE, PieceCache
 from tests.llmlab.tokenizers.samples import SPLITS, TORTURE, reference, trained
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
