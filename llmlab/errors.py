@@ -36,6 +36,10 @@ class TokenizerError(LabError):
     """A tokenizer folder or a chat template cannot be used."""
 
 
+class UnsupportedPart(TokenizerError):
+    """A tokenizer file is whole, but a part of its pipeline is none of ours."""
+
+
 class ModelError(LabError):
     """A model, adapter, checkpoint or GGUF file cannot be used."""
 
