@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-SplitName = Literal["gpt2", "cl100k", "llama3", "qwen2", "smollm"]
+SplitName = Literal["gpt2", "cl100k", "llama3", "qwen2", "o200k", "smollm"]
 """Names of the ways to cut text into pre-tokens (splits.py has the expressions)."""
 
 
