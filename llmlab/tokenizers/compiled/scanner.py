@@ -18,7 +18,7 @@ from llmlab.tokenizers.compiled.char_classes import (
     SPACE,
     UPPER,
 )
-from llmlab.tokenizers.compiled.jit import compiled
+from llmlab.tokenizers.compiled.jit import compiled_inner
 from llmlab.tokenizers.scan_rules import CL100K, GPT2, METASPACE, O200K, WHITESPACE
 
 _APOSTROPHE = 0x27
@@ -27,7 +27,7 @@ _SLASH = 0x2F
 _NOTHING = 0  # the class of what lies beyond the end
 
 
-@compiled
+@compiled_inner
 def piece_end(data: Any, start: int, stop: int, classes: Any, rules: Any) -> int:
     """Return where the pre-token that begins at `start` ends.
 
@@ -50,7 +50,7 @@ def piece_end(data: Any, start: int, stop: int, classes: Any, rules: Any) -> int
     return _chunk_end(data, start, stop, classes)
 
 
-@compiled
+@compiled_inner
 def safe_cut(data: Any, start: int, stop: int, classes: Any, rules: Any) -> int:
     """Return the last place where a text may be cut without changing its pre-tokens.
 
@@ -80,7 +80,7 @@ def safe_cut(data: Any, start: int, stop: int, classes: Any, rules: Any) -> int:
     return start
 
 
-@compiled
+@compiled_inner
 def _is_cut(family: int, left: int, right: int, byte: int) -> bool:
     """Whether a piece ends between two characters, given their classes and the right one's byte."""
     if family == METASPACE:
@@ -101,7 +101,7 @@ def _is_cut(family: int, left: int, right: int, byte: int) -> bool:
     return left & LETTER != 0 and right & (LETTER | CASELESS) == 0 and byte != _APOSTROPHE
 
 
-@compiled
+@compiled_inner
 def _gpt2_end(data: Any, start: int, stop: int, classes: Any, rules: Any) -> int:
     if data[start] == _APOSTROPHE:
         end = start + 1 + _contraction(data, start + 1, stop, 0)
@@ -124,7 +124,7 @@ def _gpt2_end(data: Any, start: int, stop: int, classes: Any, rules: Any) -> int
     return _all_but_last(data, start, end, stop)
 
 
-@compiled
+@compiled_inner
 def _cl100k_end(data: Any, start: int, stop: int, classes: Any, rules: Any) -> int:
     if data[start] == _APOSTROPHE:
         end = start + 1 + _contraction(data, start + 1, stop, 1)
@@ -144,7 +144,7 @@ def _cl100k_end(data: Any, start: int, stop: int, classes: Any, rules: Any) -> i
     return _white_space_end(data, start, stop, classes, rules)
 
 
-@compiled
+@compiled_inner
 def _o200k_end(data: Any, start: int, stop: int, classes: Any, rules: Any) -> int:
     kind, at = _class_at(data, start, stop, classes)
     if not kind & (NUMBER | NEWLINE):
@@ -162,7 +162,7 @@ def _o200k_end(data: Any, start: int, stop: int, classes: Any, rules: Any) -> in
     return _white_space_end(data, start, stop, classes, rules)
 
 
-@compiled
+@compiled_inner
 def _o200k_word_end(data: Any, start: int, at: int, kind: int, stop: int, classes: Any) -> int:
     """Return the end of the word with at most one other character before it, or `start`."""
     first = start if kind & LETTER else at
@@ -172,7 +172,7 @@ def _o200k_word_end(data: Any, start: int, at: int, kind: int, stop: int, classe
     return end if end > first else (upper_end if upper_end > first else start)
 
 
-@compiled
+@compiled_inner
 def _cased_end(data: Any, first: int, stop: int, classes: Any) -> tuple[int, int]:
     """Return the end of `upper* lower+` (or `first`), and of `upper*` alone.
 
@@ -193,7 +193,7 @@ def _cased_end(data: Any, first: int, stop: int, classes: Any) -> tuple[int, int
     return last_both, at
 
 
-@compiled
+@compiled_inner
 def _with_contraction(data: Any, at: int, stop: int) -> int:
     if at < stop and data[at] == _APOSTROPHE:
         length = _contraction(data, at + 1, stop, 1)
@@ -201,7 +201,7 @@ def _with_contraction(data: Any, at: int, stop: int) -> int:
     return at
 
 
-@compiled
+@compiled_inner
 def _white_space_end(data: Any, start: int, stop: int, classes: Any, rules: Any) -> int:
     """End white space after its last newline; without one, before what joins the next word."""
     end = start
@@ -220,7 +220,7 @@ def _white_space_end(data: Any, start: int, stop: int, classes: Any, rules: Any)
     return _all_but_last(data, start, end, stop)
 
 
-@compiled
+@compiled_inner
 def _all_but_last(data: Any, start: int, end: int, stop: int) -> int:
     """Leave the last of several white space characters to the word that follows, if one does."""
     if end == stop:
@@ -229,7 +229,7 @@ def _all_but_last(data: Any, start: int, end: int, stop: int) -> int:
     return last if last > start else end
 
 
-@compiled
+@compiled_inner
 def _chunk_end(data: Any, start: int, stop: int, classes: Any) -> int:
     kind, at = _class_at(data, start, stop, classes)
     if kind & SPACE:
@@ -237,14 +237,14 @@ def _chunk_end(data: Any, start: int, stop: int, classes: Any) -> int:
     return _run_end(data, at, stop, classes, LETTER | NUMBER | OTHER)
 
 
-@compiled
+@compiled_inner
 def _next_blank(data: Any, at: int, stop: int) -> int:
     while at < stop and data[at] != _BLANK:
         at += 1
     return at
 
 
-@compiled
+@compiled_inner
 def _run_end(data: Any, at: int, stop: int, classes: Any, wanted: int) -> int:
     """Return the end of the longest run of characters of these classes."""
     while at < stop:
@@ -261,7 +261,7 @@ def _run_end(data: Any, at: int, stop: int, classes: Any, wanted: int) -> int:
     return at
 
 
-@compiled
+@compiled_inner
 def _number_end(data: Any, at: int, stop: int, classes: Any, max_digits: int) -> int:
     """Return the end of a number whose first character ends at `at`."""
     if max_digits == 0:
@@ -274,7 +274,7 @@ def _number_end(data: Any, at: int, stop: int, classes: Any, max_digits: int) ->
     return at
 
 
-@compiled
+@compiled_inner
 def _contraction(data: Any, at: int, stop: int, any_case: int) -> int:
     """Return the bytes of `s t re ve m ll d` after an apostrophe, 0 when it is none of them.
 
@@ -293,7 +293,7 @@ def _contraction(data: Any, at: int, stop: int, any_case: int) -> int:
     return 0
 
 
-@compiled
+@compiled_inner
 def _lowered(data: Any, at: int, stop: int, any_case: int) -> int:
     if at >= stop:
         return 0
@@ -301,7 +301,7 @@ def _lowered(data: Any, at: int, stop: int, any_case: int) -> int:
     return byte | 0x20 if any_case and 0x41 <= byte <= 0x5A else byte
 
 
-@compiled
+@compiled_inner
 def _class_at(data: Any, at: int, stop: int, classes: Any) -> tuple[int, int]:
     """Return the class of the character at `at` and where it ends; beyond the end, no class."""
     if at >= stop:
@@ -318,7 +318,7 @@ def _class_at(data: Any, at: int, stop: int, classes: Any) -> tuple[int, int]:
     return classes[point | (data[at + 2] & 0x3F) << 6 | (data[at + 3] & 0x3F)], at + 4
 
 
-@compiled
+@compiled_inner
 def _char_before(data: Any, at: int, start: int) -> int:
     """Return where the character that ends at `at` begins, not before `start`."""
     at -= 1
