@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmlab.tokenizers.compiled.jit import compiled
+from llmlab.tokenizers.compiled.jit import compiled, compiled_inner
 from llmlab.tokenizers.compiled.merging import SHORT_LEN, merge
 from llmlab.tokenizers.compiled.scanner import piece_end
 from llmlab.tokenizers.compiled.words import find_word
@@ -112,7 +112,7 @@ def encode_spans(
         out: uint32, `OVERRUN` longer than the texts have bytes; receives the ids.
         ends: (num_texts,) int64; receives where each text's ids end in `out`.
     """
-    # Taking an array out of a tuple counts its users, which inside the loop costs more than the
+    # Taking an array out of a tuple counts its users, which in the loop would cost more than the
     # rest of it.
     keys, cells, scratch = space
     byte_ids, pairs, words, spellings = tables
@@ -125,10 +125,10 @@ def encode_spans(
             kept = np.int64(cells[slot, _COUNT]) if slot >= 0 else 0
             if kept == 0:
                 kept = _encode_piece(
-                    data, at, end, byte_ids, pairs, words, spellings, scratch, out[count:]
+                    data, at, end, byte_ids, pairs, words, spellings, scratch, out, count
                 )
                 if slot >= 0 and kept <= MAX_KEPT_IDS:
-                    _keep(cells, slot, out[count:], kept)
+                    _keep(cells, slot, kept, out, count)
             else:
                 _copy(cells, slot, kept, out, count)
             count += kept
@@ -137,7 +137,7 @@ def encode_spans(
     return count
 
 
-@compiled
+@compiled_inner
 def _copy(cells: Any, slot: np.int64, kept: int, out: Any, count: int) -> None:
     for place in range(_COPIED):  # a fixed number of turns is never mispredicted
         out[count + place] = cells[slot, _FIRST_ID + place]
@@ -145,14 +145,14 @@ def _copy(cells: Any, slot: np.int64, kept: int, out: Any, count: int) -> None:
         out[count + place] = cells[slot, _FIRST_ID + place]
 
 
-@compiled
-def _keep(cells: Any, slot: np.int64, ids: Any, num_ids: int) -> None:
-    cells[slot, _COUNT] = num_ids
-    for place in range(num_ids):
-        cells[slot, _FIRST_ID + place] = ids[place]
+@compiled_inner
+def _keep(cells: Any, slot: np.int64, kept: int, out: Any, count: int) -> None:
+    cells[slot, _COUNT] = kept
+    for place in range(kept):
+        cells[slot, _FIRST_ID + place] = out[count + place]
 
 
-@compiled
+@compiled_inner
 def _slot_of(data: Any, at: int, end: int, keys: Any) -> np.int64:
     """Return the slot of a pre-token, with no ids in it when the pre-token was in neither."""
     size = end - at
@@ -173,7 +173,7 @@ def _slot_of(data: Any, at: int, end: int, keys: Any) -> np.int64:
     return slot
 
 
-@compiled
+@compiled_inner
 def _fetch(
     keys: Any, slot: np.int64, a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64
 ) -> None:
@@ -187,14 +187,14 @@ def _fetch(
         keys[slot, _COUNT // 2] = 0
 
 
-@compiled
+@compiled_inner
 def _holds(
     keys: Any, slot: np.int64, a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64
 ) -> bool:
     return keys[slot, 0] == a and keys[slot, 1] == b and keys[slot, 2] == c and keys[slot, 3] == d
 
 
-@compiled
+@compiled_inner
 def _word(data: Any, at: int) -> np.uint64:
     """Return eight bytes as a number. Written out, it compiles to one load."""
     first = np.uint64(at)
@@ -210,7 +210,7 @@ def _word(data: Any, at: int) -> np.uint64:
     )
 
 
-@compiled
+@compiled_inner
 def _last_word(data: Any, at: int, end: int) -> np.uint64:
     """Return up to eight bytes as a number, none from `end` on."""
     word = np.uint64(0)
@@ -229,17 +229,18 @@ def _encode_piece(
     words: Any,
     spellings: Any,
     scratch: Any,
-    ids: Any,
+    out: Any,
+    count: int,
 ) -> int:
-    """Write the ids of one pre-token and return how many there are."""
+    """Write the ids of one pre-token at `count` and return how many there are."""
     whole = find_word(words, spellings, data, at, end)
     if whole >= 0:
-        ids[0] = whole
+        out[count] = whole
         return 1
     num_ids = 0
     for place in range(at, end):
         token = byte_ids[data[place]]
         if token >= 0:
-            ids[num_ids] = token
+            out[count + num_ids] = token
             num_ids += 1
-    return merge(ids, num_ids, pairs, scratch)
+    return merge(out, count, num_ids, pairs, scratch)

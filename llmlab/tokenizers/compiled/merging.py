@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.tokenizers.compiled.jit import compiled
+from llmlab.tokenizers.compiled.jit import compiled, compiled_inner
 
-SHORT_LEN = 96
+SHORT_LEN = 64
 """Ids up to which looking at every candidate is no slower than a heap (measured on letters)."""
 
 NONE = np.uint64(2**64 - 1)
@@ -33,7 +33,7 @@ def pair_table(num_merges: int) -> Any:
     return np.full((1 << max(2 * num_merges, 2).bit_length(), 2), NONE)
 
 
-@compiled
+@compiled_inner
 def _row_of(pairs: Any, pair: np.uint64) -> np.uint64:
     """Return the row of a pair, or the empty row where it belongs."""
     last = np.uint64(pairs.shape[0] - 1)
@@ -57,34 +57,35 @@ def fill_pairs(pairs: Any, merges: Any) -> None:
         pairs[row, 1] = np.uint64(rank) << _HALF | np.uint64(merges[rank, 2])
 
 
-@compiled
+@compiled_inner
 def _becomes(pairs: Any, left: Any, right: Any) -> Any:
     """Return what two ids become, or NONE."""
     return pairs[_row_of(pairs, np.uint64(left) << _HALF | np.uint64(right)), 1]
 
 
 @compiled
-def merge(ids: Any, num_ids: int, pairs: Any, scratch: Any) -> int:
+def merge(ids: Any, first: int, num_ids: int, pairs: Any, scratch: Any) -> int:
     """Merge ids where they stand and return how many are left.
 
     Args:
-        ids: uint32; the first `num_ids` are the pre-token's.
+        ids: uint32; those of the pre-token begin at `first`.
+        first: where.
         num_ids: how many.
         pairs: the table of merges.
-        scratch: SHORT_LEN uint64 or more, overwritten.
+        scratch: `SHORT_LEN` uint64, overwritten.
     """
     if num_ids < 2:
         return num_ids
     if num_ids <= SHORT_LEN:
-        return _merge_short(ids, num_ids, pairs, scratch)
-    return _merge_long(ids, num_ids, pairs)
+        return _merge_short(ids, first, num_ids, pairs, scratch)
+    return _merge_long(ids, first, num_ids, pairs)
 
 
-@compiled
-def _merge_short(ids: Any, num_ids: int, pairs: Any, becomes: Any) -> int:
+@compiled_inner
+def _merge_short(ids: Any, first: int, num_ids: int, pairs: Any, becomes: Any) -> int:
     last = num_ids - 1
     for at in range(last):
-        becomes[at] = _becomes(pairs, ids[at], ids[at + 1])
+        becomes[at] = _becomes(pairs, ids[first + at], ids[first + at + 1])
     while last > 0:
         best = 0
         for at in range(1, last):
@@ -92,58 +93,59 @@ def _merge_short(ids: Any, num_ids: int, pairs: Any, becomes: Any) -> int:
                 best = at
         if becomes[best] == NONE:
             break
-        ids[best] = becomes[best] & _LOW
+        ids[first + best] = becomes[best] & _LOW
         last -= 1
         for at in range(best + 1, last + 1):
-            ids[at] = ids[at + 1]
+            ids[first + at] = ids[first + at + 1]
             becomes[at - 1] = becomes[at]
         if best > 0:
-            becomes[best - 1] = _becomes(pairs, ids[best - 1], ids[best])
+            becomes[best - 1] = _becomes(pairs, ids[first + best - 1], ids[first + best])
         if best < last:
-            becomes[best] = _becomes(pairs, ids[best], ids[best + 1])
+            becomes[best] = _becomes(pairs, ids[first + best], ids[first + best + 1])
     return last + 1
 
 
 @compiled
-def _merge_long(ids: Any, num_ids: int, pairs: Any) -> int:
-    """Merge with a heap; needs about 50 bytes of memory an id."""
+def _merge_long(ids: Any, first: int, num_ids: int, pairs: Any) -> int:
+    """Merge with a heap over a linked list; takes about 50 bytes of memory an id."""
+    made = ids[first : first + num_ids].copy()
     after = np.arange(1, num_ids + 1).astype(np.uint32)
     before = np.arange(-1, num_ids - 1).astype(np.int32)
     becomes = np.full(num_ids, NONE)
-    heap = np.empty(3 * num_ids, np.uint64)  # an id's merge adds two candidates at most
+    heap = np.empty(3 * num_ids, np.uint64)  # a merge adds two candidates at most
     size = 0
     for at in range(num_ids - 1):
-        size = _offer(heap, size, becomes, at, _becomes(pairs, ids[at], ids[at + 1]))
+        size = _offer(heap, size, becomes, at, _becomes(pairs, made[at], made[at + 1]))
     while size > 0:
         candidate = heap[0]
         size = _pop(heap, size)
         at = np.int64(candidate & _LOW)
         if becomes[at] == NONE or becomes[at] >> _HALF != candidate >> _HALF:
             continue  # one of the two was merged away meanwhile
-        ids[at] = becomes[at] & _LOW
+        made[at] = becomes[at] & _LOW
         becomes[at] = becomes[after[at]] = NONE
         right = after[at] = after[after[at]]
         if right < num_ids:
             before[right] = at
-            size = _offer(heap, size, becomes, at, _becomes(pairs, ids[at], ids[right]))
+            size = _offer(heap, size, becomes, at, _becomes(pairs, made[at], made[right]))
         left = before[at]
         if left >= 0:
-            size = _offer(heap, size, becomes, left, _becomes(pairs, ids[left], ids[at]))
-    return _gather(ids, num_ids, after)
+            size = _offer(heap, size, becomes, left, _becomes(pairs, made[left], made[at]))
+    return _gather(made, after, ids, first)
 
 
-@compiled
-def _gather(ids: Any, num_ids: int, after: Any) -> int:
-    """Move the ids of the linked list together and return how many there are."""
+@compiled_inner
+def _gather(made: Any, after: Any, ids: Any, first: int) -> int:
+    """Write the ids of the linked list one behind another and return how many there are."""
     count, at = 0, np.int64(0)
-    while at < num_ids:
-        ids[count] = ids[at]
+    while at < made.shape[0]:
+        ids[first + count] = made[at]
         count += 1
         at = np.int64(after[at])
     return count
 
 
-@compiled
+@compiled_inner
 def _offer(heap: Any, size: int, becomes: Any, at: int, found: np.uint64) -> int:
     """Note what the pair at a place becomes now and queue it; return the size of the heap."""
     becomes[at] = found
@@ -158,7 +160,7 @@ def _offer(heap: Any, size: int, becomes: Any, at: int, found: np.uint64) -> int
     return size + 1
 
 
-@compiled
+@compiled_inner
 def _pop(heap: Any, size: int) -> int:
     """Take the lowest candidate off the heap and return the new size."""
     size -= 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.tokenizers.compiled.jit import compiled
+from llmlab.tokenizers.compiled.jit import compiled, compiled_inner
 
 _START = np.uint64(0xCBF29CE484222325)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -29,7 +29,7 @@ def fill_words(words: Any, spellings: Any, bounds: Any, ids: Any) -> None:
         words[row, 0], words[row, 1], words[row, 2] = start, end, ids[word]
 
 
-@compiled
+@compiled_inner
 def find_word(words: Any, spellings: Any, data: Any, start: int, end: int) -> Any:
     """Return the id of `data[start:end]`, or -1 when it is no word."""
     if words.shape[0] == 1:
@@ -37,7 +37,7 @@ def find_word(words: Any, spellings: Any, data: Any, start: int, end: int) -> An
     return words[_row_of(words, spellings, data, start, end), 2]
 
 
-@compiled
+@compiled_inner
 def _row_of(words: Any, spellings: Any, data: Any, start: int, end: int) -> Any:
     """Return the row of a word, or the empty row where it belongs."""
     last = np.uint64(words.shape[0] - 1)
@@ -49,7 +49,7 @@ def _row_of(words: Any, spellings: Any, data: Any, start: int, end: int) -> Any:
     return row
 
 
-@compiled
+@compiled_inner
 def _hash(data: Any, start: int, end: int) -> np.uint64:
     mixed = _START
     for at in range(start, end):
@@ -58,7 +58,7 @@ def _hash(data: Any, start: int, end: int) -> np.uint64:
     return mixed
 
 
-@compiled
+@compiled_inner
 def _equal(spellings: Any, word_start: int, word_end: int, data: Any, start: int, end: int) -> bool:
     if word_end - word_start != end - start:
         return False
