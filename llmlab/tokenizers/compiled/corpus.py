@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmlab.errors import DataError
-from llmlab.tokenizers.compiled.jit import compiled
+from llmlab.tokenizers.compiled.jit import compiled_inner
 from llmlab.tokenizers.compiled.pairs import (
     MISSING,
     PairHeap,
@@ -81,10 +81,17 @@ def lay_out(
         )
     tokens = np.full(num_places, GAP, np.int32)
     word_of = np.zeros(num_places, np.int32)
-    _fill_words(symbols, starts, tokens, word_of)
+    _fill_words(symbols, _frozen(starts), tokens, word_of)
     lengths = np.zeros(num_symbols + num_merges, np.int32)
     lengths[:num_symbols] = 1
-    return Corpus(tokens, word_of, np.ascontiguousarray(counts, np.int64), lengths)
+    return Corpus(tokens, word_of, _frozen(counts), lengths)
+
+
+def _frozen(array: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a read-only view: compiled code is compiled once for these, once for others."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def count_pairs(corpus: Corpus, min_frequency: int) -> tuple[PairTable, PairHeap, Places]:
@@ -100,7 +107,7 @@ def count_pairs(corpus: Corpus, min_frequency: int) -> tuple[PairTable, PairHeap
     return table, heap, places
 
 
-@compiled
+@compiled_inner
 def _fill_words(
     symbols: NDArray[np.int32],
     starts: NDArray[np.int64],
@@ -114,7 +121,7 @@ def _fill_words(
             word_of[at + shift] = word
 
 
-@compiled
+@compiled_inner
 def _count_from(corpus: Corpus, table: PairTable, start: int) -> int:
     """Count from place `start` on; return where the table was full, or the number of places."""
     tokens = corpus.tokens
@@ -128,7 +135,7 @@ def _count_from(corpus: Corpus, table: PairTable, start: int) -> int:
     return len(tokens)
 
 
-@compiled
+@compiled_inner
 def _list_places(corpus: Corpus, table: PairTable, places: Places) -> None:
     tokens = corpus.tokens
     for slot in range(len(table.keys)):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmlab.tokenizers.compiled.corpus import GAP, Corpus, Places, count_pairs, lay_out
-from llmlab.tokenizers.compiled.jit import compiled
+from llmlab.tokenizers.compiled.jit import compiled_inner
 from llmlab.tokenizers.compiled.pairs import (
     MISSING,
     PairHeap,
@@ -164,7 +164,7 @@ def _as_reserved(sequences: Sequence[Sequence[int]]) -> _Reserved:
     )
 
 
-@compiled
+@compiled_inner
 def _learn(state: _State, done: int, goal: int, min_total: int) -> tuple[int, int]:
     """Do merges `done` to `goal`; return how far it came and how much room it lacked, or 0."""
     table, merges, lengths = state.table, state.merges, state.corpus.lengths
@@ -188,7 +188,7 @@ def _learn(state: _State, done: int, goal: int, min_total: int) -> tuple[int, in
     return done, 0
 
 
-@compiled
+@compiled_inner
 def _is_reserved(
     reserved: _Reserved, token: int, lengths: NDArray[np.int32], merges: NDArray[np.int64]
 ) -> bool:
@@ -205,7 +205,7 @@ def _is_reserved(
     return False
 
 
-@compiled
+@compiled_inner
 def _spell(
     out: NDArray[np.int32], token: int, lengths: NDArray[np.int32], merges: NDArray[np.int64]
 ) -> None:
@@ -222,7 +222,7 @@ def _spell(
             out[at] = merges[half, 0]
 
 
-@compiled
+@compiled_inner
 def _merge(state: _State, slot: int, token: int, min_total: int) -> None:
     """Replace a pair by its token everywhere, and bring counts and places up to date."""
     table, heap, places = state.table, state.heap, state.places
@@ -245,7 +245,7 @@ def _merge(state: _State, slot: int, token: int, min_total: int) -> None:
     _forget(right)
 
 
-@compiled
+@compiled_inner
 def _join(state: _State, slot: int, token: int) -> tuple[int, int]:
     """Write the new token at the places of a pair; return how many, and between new ones."""
     corpus, table, right, merged = state.corpus, state.table, state.right, state.merged
@@ -279,7 +279,7 @@ def _join(state: _State, slot: int, token: int) -> tuple[int, int]:
     return num, between
 
 
-@compiled
+@compiled_inner
 def _meet(side: _Neighbours, near: int, count: int) -> None:
     if side.ends[near] == 0:
         side.ends[near] = 1
@@ -289,14 +289,14 @@ def _meet(side: _Neighbours, near: int, count: int) -> None:
     side.nums[near] += 1
 
 
-@compiled
+@compiled_inner
 def _lower(table: PairTable, key: int, total: int) -> None:
     slot = find(table, key)
     if slot != MISSING:
         table.totals[slot] -= total
 
 
-@compiled
+@compiled_inner
 def _add(
     table: PairTable,
     heap: PairHeap,
@@ -320,7 +320,7 @@ def _add(
     push(heap, total, key)
 
 
-@compiled
+@compiled_inner
 def _place(state: _State, num: int) -> None:
     """List the places of the new pairs."""
     corpus, places, merged = state.corpus, state.places, state.merged
@@ -335,7 +335,7 @@ def _place(state: _State, num: int) -> None:
             right.ends[after] += 1
 
 
-@compiled
+@compiled_inner
 def _forget(side: _Neighbours) -> None:
     for i in range(side.num[0]):
         near = side.tokens[i]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmlab.tokenizers.compiled.jit import compiled
+from llmlab.tokenizers.compiled.jit import compiled_inner
 
 MISSING = -1
 
@@ -79,26 +79,26 @@ def rebuilt(table: PairTable, *, min_total: int, more: int) -> tuple[PairTable, 
     return larger, heap
 
 
-@compiled
+@compiled_inner
 def pair_key(left: int, right: int) -> int:
     """Return a pair of int64 as one number, in order by left id, then right id."""
     return (left << 32) | right
 
 
-@compiled
+@compiled_inner
 def has_room(table: PairTable, more: int) -> bool:
     """Say whether `more` pairs can be added."""
     return 2 * (table.num_pairs[0] + more) <= len(table.keys)
 
 
-@compiled
+@compiled_inner
 def find(table: PairTable, key: int) -> int:
     """Return the slot of a pair, or MISSING."""
     slot = _slot(table, key)
     return slot if table.keys[slot] == key else MISSING
 
 
-@compiled
+@compiled_inner
 def find_or_add(table: PairTable, key: int) -> int:
     """Return the slot of a pair, a new one where there was none."""
     slot = _slot(table, key)
@@ -108,7 +108,7 @@ def find_or_add(table: PairTable, key: int) -> int:
     return slot
 
 
-@compiled
+@compiled_inner
 def _slot(table: PairTable, key: int) -> int:
     mask = len(table.keys) - 1
     slot: Any = np.int64((np.uint64(key) * _SPREAD) >> _HIGH_HALF) & mask
@@ -117,7 +117,7 @@ def _slot(table: PairTable, key: int) -> int:
     return slot
 
 
-@compiled
+@compiled_inner
 def best_pair(table: PairTable, heap: PairHeap, min_total: int) -> int:
     """Return the slot of the most frequent pair, or MISSING when none occurs `min_total` times.
 
@@ -137,7 +137,7 @@ def best_pair(table: PairTable, heap: PairHeap, min_total: int) -> int:
     return MISSING
 
 
-@compiled
+@compiled_inner
 def push(heap: PairHeap, total: int, key: int) -> None:
     """Add a pair to the heap."""
     node = heap.size[0]
@@ -151,7 +151,7 @@ def push(heap: PairHeap, total: int, key: int) -> None:
     heap.totals[node], heap.keys[node] = total, key
 
 
-@compiled
+@compiled_inner
 def _sink(heap: PairHeap, node: int, total: int, key: int) -> None:
     """Put a pair at a node or below it, wherever it belongs."""
     size = heap.size[0]
@@ -171,12 +171,12 @@ def _sink(heap: PairHeap, node: int, total: int, key: int) -> None:
     heap.totals[node], heap.keys[node] = total, key
 
 
-@compiled
+@compiled_inner
 def _before(total: int, key: int, other_total: int, other_key: int) -> bool:
     return total > other_total or (total == other_total and key < other_key)
 
 
-@compiled
+@compiled_inner
 def _refill(table: PairTable, larger: PairTable, heap: PairHeap, min_total: int) -> None:
     for old in range(len(table.keys)):
         if table.keys[old] >= 0 and table.totals[old] >= min_total:
