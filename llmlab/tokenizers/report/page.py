@@ -43,10 +43,10 @@ def write_report(
 
 def as_json(report: Report) -> list[dict[str, Any]]:
     """Return everything measured, one object a tokenizer; the coloured views are left out."""
-    content = [dataclasses.asdict(facts) for facts in report.tokenizers]
-    for facts in content:
-        del facts["views"]
-    return content
+    return [
+        {name: value for name, value in dataclasses.asdict(facts).items() if name != "views"}
+        for facts in report.tokenizers
+    ]
 
 
 def as_page(report: Report, sources: Sequence[str]) -> str:
