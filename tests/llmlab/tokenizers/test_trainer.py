@@ -4,6 +4,7 @@ import json
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from llmlab.foundations.bpe import train_bpe
 from llmlab.tokenizers import Tokenizer
 from llmlab.tokenizers.alphabet import spell
 from llmlab.tokenizers.compiled.counting import MAX_PIECE_BYTES, PieceCounts, count_pieces
+from llmlab.tokenizers.compiled.learning import learn_pairs
 from llmlab.tokenizers.files.tokenizer_json import write_pipeline
 from llmlab.tokenizers.splits import find_split
 from llmlab.tokenizers.tokenizer import SPECIAL_TOKENS
@@ -198,6 +200,22 @@ def test_table_of_pairs_grows():
     counts = {left + right: 2 + ord(right) % 7 for left in chars for right in chars}
     expected = sorted(counts, key=lambda word: (-counts[word], word))
     assert ["".join(merge) for merge in learn(counts, 20_000)] == expected
+
+
+def test_more_symbols_than_can_be_placed():
+    num_symbols = 2**31
+    symbols = np.broadcast_to(np.int32(0), (num_symbols,))  # takes no memory
+    with pytest.raises(DataError, match=r"have 2147483648 bytes .*; give less text"):
+        next(
+            learn_pairs(
+                symbols,
+                np.array([0, num_symbols]),
+                np.array([1]),
+                num_symbols=256,
+                num_merges=1,
+                min_frequency=2,
+            )
+        )
 
 
 def test_progress_is_reported():
