@@ -39,7 +39,8 @@ def compiled_inner(function: Callable[..., Any]) -> Callable[..., Any]:
     Without this, every call counts its references to each array up and down, atomically, which
     takes longer than cutting off a pre-token. Slices are arrays too; pass places instead.
     """
-    return _kept(njit(nogil=True, _nrt=False)(function), function)
+    without_counting: Any = {"nogil": True, "_nrt": False}
+    return _kept(njit(**without_counting)(function), function)
 
 
 def _kept(dispatcher: Any, function: Callable[..., Any]) -> Callable[..., Any]:
