@@ -4,10 +4,11 @@ Not here: how it encodes (llmlab/tokenizers). llama.cpp calls byte-level BPE `gp
 expression that cuts text in `tokenizer.ggml.pre`; models with another tokenizer (SentencePiece is
 called `llama`, WordPiece `bert`) are refused by name. What a GGUF does not say is taken from the
 published tokenizers: Qwen normalises to NFC, Llama 3 takes whole words from the vocabulary before
-it merges and starts every text with BOS unless the file says otherwise.
+it merges and starts every text with BOS unless the file says otherwise. Files written here say it
+themselves (`llmlab.tokenizer.*`, see llmlab/tokenizers/files/gguf_vocab.py).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from llmlab.errors import ModelError, TokenizerError
 from llmlab.model.gguf import GgufFile
@@ -55,8 +56,10 @@ def gguf_tokenizer(file: GgufFile) -> Tokenizer:
             pad_token=_token(file, "padding", tokens),
             unk_token=_token(file, "unknown", tokens),
             add_bos=_adds_bos(file, split),
-            normalizer="NFC" if split.name == "qwen2" else None,
-            ignore_merges=split.name == "llama3",
+            normalizer=_normalizer(file, split),
+            ignore_merges=bool(
+                file.metadata.get("llmlab.tokenizer.ignore_merges", split.name == "llama3")
+            ),
             chat_template=file.metadata.get("tokenizer.chat_template"),
         )
     except TokenizerError as error:
@@ -66,6 +69,13 @@ def gguf_tokenizer(file: GgufFile) -> Tokenizer:
 def _split(file: GgufFile) -> Split:
     pre = str(file.metadata.get("tokenizer.ggml.pre", "default"))
     return split_of_gguf(_SAME_SPLIT.get(pre, pre))
+
+
+def _normalizer(file: GgufFile, split: Split) -> Literal["NFC"] | None:
+    known = file.metadata.get("llmlab.tokenizer.normalizer")
+    if known is None:
+        known = "NFC" if split.name == "qwen2" else "none"
+    return "NFC" if known == "NFC" else None
 
 
 def _adds_bos(file: GgufFile, split: Split) -> bool:

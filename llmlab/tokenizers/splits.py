@@ -1,9 +1,10 @@
 r"""How text is cut into pre-tokens: the pieces that merges never cross.
 
 Each way has a name, one regular expression whose matches lie side by side and cover any text, its
-component in tokenizer.json, and the name by which llama.cpp knows it (`tokenizer.ggml.pre`). Only
-expressions of published models are offered: a vocabulary trained on another one could not leave
-for GGUF. Not here: merges (bpe.py, trainer.py).
+component in tokenizer.json, the name by which llama.cpp knows it (`tokenizer.ggml.pre`), and the
+rules by which the compiled scanner finds the same pieces. The expressions are those of published
+models; with another grouping of digits llama.cpp has no name for them, and a vocabulary trained
+so cannot leave for GGUF. Not here: merges (models/bpe.py), the scanner (compiled/scanner.py).
 
 `\p{L}` and `\p{N}` follow the Unicode version of the `regex` package, `tokenizers` that of its
 own library; characters newer than the older of the two may be cut differently.
@@ -15,6 +16,10 @@ from typing import Any
 import regex
 
 from llmlab.errors import ConfigError, TokenizerError, did_you_mean
+from llmlab.tokenizers.scan_rules import CL100K, GPT2, O200K, ScanRules
+
+MAX_GROUPED_DIGITS = 3
+"""The longest group of digits that `find_split` offers."""
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -22,6 +27,22 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# White space at the end of a text is one piece, newlines in it or not: `\s++$` in tiktoken, where
+# `$` is the end of the text; the form here means the same to `regex` and to `tokenizers`.
+_CL100K = _LLAMA3.replace(r"|\s*[\r\n]+", r"|\s++(?!\S)|\s*[\r\n]+")
+_O200K = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
 # Digits one by one, then GPT-2 on what lies between, as one expression: a piece ends before a
 # digit, so white space there is at the end of its piece and stays whole.
 _SMOLLM = r"'s|'t|'re|'ve|'m|'ll|'d|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
@@ -57,8 +78,11 @@ class Split:
     component: dict[str, Any]
     """`pre_tokenizer` of tokenizer.json."""
 
-    gguf_pre: str
-    """`tokenizer.ggml.pre` of a GGUF file."""
+    rules: ScanRules
+    """The same pieces, as the compiled scanner is told."""
+
+    gguf_pre: str | None = None
+    """`tokenizer.ggml.pre` of a GGUF file; None when llama.cpp has no name for it."""
 
     @property
     def pattern(self) -> regex.Pattern[str]:
@@ -66,37 +90,94 @@ class Split:
         return regex.compile(self.expression)
 
 
-_LLAMA3_SPLIT = Split("llama3", _LLAMA3, _by_expression(_LLAMA3), "llama-bpe")
-
-SPLITS: dict[str, Split] = {
-    "gpt2": Split("gpt2", _GPT2, _byte_level(use_regex=True), "gpt-2"),
-    "cl100k": _LLAMA3_SPLIT,  # Llama 3 took over the expression of cl100k
-    "llama3": _LLAMA3_SPLIT,
-    "qwen2": Split("qwen2", _QWEN2, _by_expression(_QWEN2), "qwen2"),
-    "smollm": Split(
-        "smollm",
-        _SMOLLM,
-        {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Digits", "individual_digits": True},
-                _byte_level(use_regex=True),
-            ],
-        },
-        "smollm",
-    ),
+_SMOLLM_COMPONENT = {
+    "type": "Sequence",
+    "pretokenizers": [{"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)],
 }
 
+SPLITS: dict[str, Split] = {
+    split.name: split
+    for split in (
+        Split("gpt2", _GPT2, _byte_level(use_regex=True), ScanRules(GPT2, 0, 1, 0), "gpt-2"),
+        Split("cl100k", _CL100K, _by_expression(_CL100K), ScanRules(CL100K, 3, whole_at_end=1)),
+        Split("llama3", _LLAMA3, _by_expression(_LLAMA3), ScanRules(CL100K, 3), "llama-bpe"),
+        Split("qwen2", _QWEN2, _by_expression(_QWEN2), ScanRules(CL100K, 1), "qwen2"),
+        Split("o200k", _O200K, _by_expression(_O200K), ScanRules(O200K, 3), "gpt-4o"),
+        Split("smollm", _SMOLLM, _SMOLLM_COMPONENT, ScanRules(GPT2, 1, 0, 1), "smollm"),
+    )
+}
+"""The ways of published models.
 
-def find_split(name: str) -> Split:
-    """Return the split of this name.
+`cl100k` and `llama3` differ in white space at the end of a text alone, so llama.cpp, which knows
+only the latter, is not told that it could read the former.
+"""
+
+_NUMBERS = {
+    "gpt2": r"\p{N}+",
+    "cl100k": r"\p{N}{1,3}",
+    "llama3": r"\p{N}{1,3}",
+    "qwen2": r"\p{N}",
+    "o200k": r"\p{N}{1,3}",
+    "smollm": r"\p{N}",
+}
+"""How each expression spells a number."""
+
+
+def find_split(name: str, *, digits: int | None = None) -> Split:
+    r"""Return the split of this name.
+
+    Args:
+        name: a name of `SPLITS`.
+        digits: how many digits (`\p{N}`) of a number make one piece, 1 to 3, counted from its
+            left; None leaves it to the split. `gpt2` sets no limit of its own and joins a space
+            to the number, so its first piece is the space and that many digits.
+
+    Returns:
+        A published split where the expression is one (`qwen2` with three digits is `llama3`),
+        else one named like `qwen2-digits2`, which llama.cpp has no name for.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or `digits` is out of range.
     """
     if name not in SPLITS:
         raise ConfigError(f"split={name!r} is not known{did_you_mean(name, SPLITS)}")
-    return SPLITS[name]
+    if digits is None:
+        return SPLITS[name]
+    if not 1 <= digits <= MAX_GROUPED_DIGITS:
+        raise ConfigError(f"digits={digits} is out of range; take 1 to {MAX_GROUPED_DIGITS}")
+    split = _with_digits(SPLITS[name], digits)
+    return next((known for known in _all_splits() if known.expression == split.expression), split)
+
+
+def _with_digits(split: Split, digits: int) -> Split:
+    number = r"\p{N}" if digits == 1 else rf"\p{{N}}{{1,{digits}}}"
+    # The number rule of an expression is the alternative that is nothing else but a space.
+    alternatives = split.expression.split("|")
+    place = [part.removeprefix(" ?") for part in alternatives].index(_NUMBERS[split.name])
+    alternatives[place] = alternatives[place].replace(_NUMBERS[split.name], number)
+    expression = "|".join(alternatives)
+    return Split(
+        name=f"{split.name}-digits{digits}",
+        expression=expression,
+        component=_by_expression(expression),
+        rules=split.rules._replace(max_digits=digits),
+    )
+
+
+def _all_splits() -> list[Split]:
+    """Return the published splits, then those with another grouping of digits.
+
+    Two names may make one expression (of `llama3` and `qwen2`); the later one stands, which for
+    those is `qwen2`.
+    """
+    made = {
+        split.expression: split
+        for published in SPLITS.values()
+        for digits in range(1, MAX_GROUPED_DIGITS + 1)
+        for split in [_with_digits(published, digits)]
+    }
+    published = {split.expression: split for split in SPLITS.values()}
+    return list((made | published).values())
 
 
 def split_of_gguf(pre: str) -> Split:
@@ -105,7 +186,7 @@ def split_of_gguf(pre: str) -> Split:
     Raises:
         TokenizerError: there is none.
     """
-    by_pre = {split.gguf_pre: split for split in SPLITS.values()}
+    by_pre = {split.gguf_pre: split for split in SPLITS.values() if split.gguf_pre}
     if pre not in by_pre:
         raise TokenizerError(
             f"tokenizer.ggml.pre={pre!r} is not supported yet{did_you_mean(pre, by_pre)}"
@@ -133,7 +214,7 @@ def split_of_component(component: dict[str, Any] | None) -> Split:
         stages.append(_GPT2)
     if stages == [r"\p{N}", _GPT2]:
         return SPLITS["smollm"]
-    for split in SPLITS.values():
+    for split in _all_splits():
         if stages == [split.expression]:
             return split
     raise TokenizerError(

@@ -30,6 +30,18 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Arguments and results are numbers, numpy arrays and tuples of them. Inside, an int64 combined
     with a uint64 becomes a float64: hashes stay uint64 throughout.
     """
-    dispatcher: Any = njit(nogil=True)(function)
+    return _kept(njit(nogil=True)(function), function)
+
+
+def compiled_inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function that is called millions of times: it makes no array and returns none.
+
+    Without this, every call counts its references to each array up and down, atomically, which
+    takes longer than cutting off a pre-token. Slices are arrays too; pass places instead.
+    """
+    return _kept(njit(nogil=True, _nrt=False)(function), function)
+
+
+def _kept(dispatcher: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     dispatcher._cache = _Cache(function)
     return dispatcher

@@ -45,8 +45,10 @@ class BPE:
         whole_words: Mapping[str, int],
         unknown_id: int | None = None,
     ) -> None:
-        self._byte_ids = [vocab.get(char, unknown_id) for char in CHARS]
-        self._whole_words = whole_words
+        self.byte_ids = [vocab.get(char, unknown_id) for char in CHARS]
+        """The id of each byte; None for one that is dropped."""
+        self.whole_words = whole_words
+        """Pre-tokens, spelled in the byte alphabet, that become one id at once."""
         self._ranks: dict[tuple[int, int], int] = {}
         self._made: list[int] = []
         for rank, (left, right) in enumerate(merges):
@@ -60,12 +62,18 @@ class BPE:
             self._ranks[pair] = rank
             self._made.append(made)
 
+    @property
+    def merges(self) -> list[tuple[int, int, int]]:
+        """(left, right, made) ids of every merge, best first."""
+        ranked = sorted(self._ranks.items(), key=lambda item: item[1])
+        return [(left, right, self._made[rank]) for (left, right), rank in ranked]
+
     def encode(self, piece: str) -> list[int]:
         """Return the ids of one pre-token."""
         data = utf8(piece)
-        if self._whole_words and (whole := self._whole_words.get(spell(data))) is not None:
+        if self.whole_words and (whole := self.whole_words.get(spell(data))) is not None:
             return [whole]
-        ids = [token for byte in data if (token := self._byte_ids[byte]) is not None]
+        ids = [token for byte in data if (token := self.byte_ids[byte]) is not None]
         return self._merge(ids) if len(ids) > 1 else ids
 
     def _merge(self, ids: list[int]) -> list[int]:

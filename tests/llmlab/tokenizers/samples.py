@@ -46,6 +46,15 @@ CORPUS = (
     "Naïve café: 12,345 résumés – 汉字 and emoji 🙂, שלום, 각각. " * 3,
 )
 
+TRICKY = (
+    *(" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\x1c", "\x85", "\u2028"),
+    *("'", "'s", "'S", "'ſ", "'ll", "'LL", "'l", "'re", "'vE", "'d", "'M", "'K", "s", "S"),
+    *("a", "A", "Ab", "bA", "É", "é", "ß", "ǅ", "ʰ", "中", "あ", "\u0301", "\u0300", "\u0903"),
+    *("1", "23", "4567", "٣", "Ⅷ", "½", "\U0001d7d8", "\U00010400", "\U00010428"),
+    *("/", "//", "\n/", "!", "-", "_", "…", "🙂", "\u200d", "\ufffd", "\x00"),
+)
+"""What the rules of splits look at, to be strung together."""
+
 
 @cache
 def trained(split: str = "qwen2", vocab_size: int = 450) -> Tokenizer:

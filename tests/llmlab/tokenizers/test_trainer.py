@@ -1,8 +1,8 @@
-"""Training: the merges of `tokenizers`, counts without bound, clear errors."""
+"""Training byte-level BPE: the merges of `tokenizers` and of the textbook, counts without bound."""
 
 import json
-from collections import Counter
-from itertools import pairwise
+import sysconfig
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
 from llmlab.errors import ConfigError, DataError
+from llmlab.foundations.bpe import train_bpe
 from llmlab.tokenizers import Tokenizer
+from llmlab.tokenizers.alphabet import spell
+from llmlab.tokenizers.compiled.counting import MAX_PIECE_BYTES, PieceCounts, count_pieces
 from llmlab.tokenizers.files.tokenizer_json import write_pipeline
 from llmlab.tokenizers.splits import find_split
 from llmlab.tokenizers.tokenizer import SPECIAL_TOKENS
-from llmlab.tokenizers.trainer import BYTE_CHARS, MAX_PIECE_CHARS, count_pieces, learn_merges
+from llmlab.tokenizers.trainers.bpe import BYTE_CHARS, learn_bpe
 from tests.llmlab.tokenizers.samples import CORPUS, SPLITS, shakespeare
 
 
@@ -41,12 +44,48 @@ def learnt(tokenizer):
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
 
 
-@pytest.mark.parametrize(("split", "vocab_size"), [("gpt2", 1000), ("qwen2", 4000)])
+@pytest.mark.parametrize("vocab_size", [1000, 8000])
+@pytest.mark.parametrize("split", ["gpt2", "qwen2"])
 def test_vocabulary_is_that_of_tokenizers_on_shakespeare(split, vocab_size):
     text = shakespeare()
-    tokenizer = Tokenizer.train([text], vocab_size=vocab_size, split=split)
-    assert tokenizer.vocab_size == vocab_size
-    assert learnt(tokenizer) == train_reference([text], split, vocab_size)
+    vocab, merges = train_reference([text], split, vocab_size)
+    counts = count_pieces([text], find_split(split).rules)
+    first_merge = len(SPECIAL_TOKENS) + len(BYTE_CHARS)
+    learnt = learn_bpe(counts, num_merges=vocab_size - first_merge, reserved=SPECIAL_TOKENS)
+    assert learnt == merges
+    tokens = [*SPECIAL_TOKENS, *BYTE_CHARS, *(left + right for left, right in learnt)]
+    assert {token: number for number, token in enumerate(tokens)} == vocab
+    assert len(tokens) == vocab_size
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("split", ["gpt2", "qwen2"])
+def test_merges_are_those_of_tokenizers_on_the_standard_library(split):
+    texts = stdlib_texts(20_000_000)
+    vocab, merges = train_reference(texts, split, 32_000)
+    counts = count_pieces(texts, find_split(split).rules)
+    num_merges = 32_000 - len(SPECIAL_TOKENS) - len(BYTE_CHARS)
+    assert learn_bpe(counts, num_merges=num_merges, reserved=SPECIAL_TOKENS) == merges
+    assert len(merges) == num_merges
+
+
+def stdlib_texts(num_chars):
+    """The sources of Python's standard library, up to a size."""
+    texts = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if "site-packages" not in path.parts and num_chars > 0:
+            texts.append(path.read_text(encoding="utf-8", errors="replace"))
+            num_chars -= len(texts[-1])
+    assert num_chars <= 0
+    return texts
+
+
+def test_trained_tokenizer_has_the_vocabulary_of_tokenizers():
+    text = shakespeare()
+    tokenizer = Tokenizer.train([text], vocab_size=1000, split="gpt2")
+    assert tokenizer.vocab_size == 1000
+    assert learnt(tokenizer) == train_reference([text], "gpt2", 1000)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -63,56 +102,68 @@ def test_vocabulary_is_that_of_tokenizers_on_runs(texts):
     assert learnt(tokenizer) == train_reference(texts, "qwen2", 320)
 
 
-def recounted_merges(counts, num_merges):
-    """The definition: count all pairs again for every merge."""
-    order = {char: number for number, char in enumerate(BYTE_CHARS)}
-    words = {tuple(word): count for word, count in counts.items()}
-    merges = []
-    while len(merges) < num_merges:
-        pairs = Counter()
-        for word, count in words.items():
-            for pair in pairwise(word):
-                pairs[pair] += count
-        if not pairs:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], order[pair[0]], order[pair[1]]))
-        if pairs[best] < 2:
-            break
-        merges.append(best)
-        order.setdefault("".join(best), len(order))
-        merged = Counter()
-        for word, count in words.items():
-            merged[_joined(word, best)] += count
-        words = merged
-    return merges
-
-
-def _joined(word, pair):
-    out, at = [], 0
-    while at < len(word):
-        if word[at : at + 2] == pair:
-            out.append("".join(pair))
-            at += 2
-        else:
-            out.append(word[at])
-            at += 1
-    return tuple(out)
+def learn(counts, num_merges, **options):
+    return learn_bpe(PieceCounts.from_mapping(counts), num_merges=num_merges, **options)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.dictionaries(st.text(alphabet="abc", min_size=1, max_size=12), st.integers(1, 9)))
-def test_incremental_counts_give_the_merges_of_recounting(counts):
-    assert learn_merges(counts, 12) == recounted_merges(counts, 12)
+@given(
+    st.dictionaries(st.text(alphabet="abcé ", min_size=1, max_size=12), st.integers(1, 9)),
+    st.integers(0, 12),
+    st.integers(1, 4),
+)
+def test_merges_are_those_of_the_textbook(counts, num_merges, min_frequency):
+    spelled = {spell(word.encode()): count for word, count in counts.items()}
+    merges = learn(counts, num_merges, min_frequency=min_frequency)
+    assert merges == train_bpe(spelled, num_merges, min_frequency=min_frequency)
 
 
-def test_counts_go_beyond_32_bits():
-    # ("b", "c") occurs 2^31 + 1 times: in 32 bits its count would be negative and come last.
-    counts = {"bc": 2**31 + 1, "de": 2**31 - 1, "fg": 5}
-    assert learn_merges(counts, 3) == [("b", "c"), ("d", "e"), ("f", "g")]
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.text(alphabet="ab", min_size=1, max_size=40), st.integers(1, 9)))
+def test_runs_are_merged_as_in_the_textbook(counts):
+    merges = learn(counts, 100, min_frequency=1)
+    assert merges == train_bpe(counts, 100, min_frequency=1)
+    tokens = [left + right for left, right in merges]
+    assert len(set(tokens)) == len(tokens)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(alphabet="abc", min_size=1), st.integers(1, 9)), st.randoms())
+def test_order_of_the_pieces_does_not_matter(counts, random):
+    shuffled = list(counts.items())
+    random.shuffle(shuffled)
+    assert learn(counts, 30) == learn(dict(shuffled), 30)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(alphabet="abc", min_size=1, max_size=8), st.integers(1, 9)))
+def test_reserved_spellings_are_skipped_wherever_they_could_arise(counts):
+    free = [left + right for left, right in learn(counts, 20, min_frequency=1)]
+    for forbidden in free[:3]:
+        kept = [
+            left + right
+            for left, right in learn(counts, 20, min_frequency=1, reserved=[forbidden, "☃"])
+        ]
+        assert forbidden not in kept
+        assert len(set(kept)) == len(kept)
+        assert kept[: free.index(forbidden)] == free[: free.index(forbidden)]
+
+
+@pytest.mark.parametrize("base", [2**31, 2**32, 2**40])
+def test_counts_go_beyond_32_bits(base):
+    # Cut to 32 bits these counts are negative, or in another order.
+    counts = {"ab": base + 5, "cd": base + 7, "ef": 9, "gh": 2 * base + 6}
+    assert learn(counts, 4) == [("g", "h"), ("c", "d"), ("a", "b"), ("e", "f")]
+
+
+def test_counts_add_up_beyond_32_bits():
+    # Each piece stays below 2^31; the pair of all of them does not.
+    counts = {f"{char}bc": 2**30 for char in "defghij"} | {"xy": 7 * 2**30 - 1, "xz": 2**31 - 1}
+    assert learn(counts, 2) == [("b", "c"), ("x", "y")]
 
 
 def test_equal_counts_go_by_id():
-    assert learn_merges({"zb": 3, "az": 3, "ba": 3, "ab": 3}, 4) == [
+    assert learn({"zb": 3, "az": 3, "ba": 3, "ab": 3}, 4) == [
         ("a", "b"),
         ("a", "z"),
         ("b", "a"),
@@ -121,22 +172,38 @@ def test_equal_counts_go_by_id():
 
 
 def test_no_merge_makes_a_special_token():
-    assert learn_merges({"abc": 5}, 9, reserved={"ab"}) == [("b", "c"), ("a", "bc")]
-    assert learn_merges({"abc": 5}, 9, reserved={"abc"}) == [("a", "b")]
+    assert learn({"abc": 5}, 9, reserved={"ab"}) == [("b", "c"), ("a", "bc")]
+    assert learn({"abc": 5}, 9, reserved={"abc"}) == [("a", "b")]
+    # A space is spelled Ġ, and what holds other characters can never be a token.
+    assert learn({"a b": 5}, 1, reserved={"aĠ", "☃"}) == [("Ġ", "b")]
 
 
 def test_long_pieces_are_counted_in_pieces():
     # One merge touches every occurrence in the piece: a run of length L halves at each merge.
-    merges = learn_merges({"a" * (4 * MAX_PIECE_CHARS): 1}, 50)
-    assert max(len(left + right) for left, right in merges) == MAX_PIECE_CHARS
+    merges = learn({"a" * (4 * MAX_PIECE_BYTES): 1}, 50)
+    assert max(len(left + right) for left, right in merges) == MAX_PIECE_BYTES
 
 
-def test_pieces_are_counted_one_text_at_a_time():
+def test_nothing_to_merge():
+    assert learn({}, 5) == []
+    assert learn({"a": 9, "b": 9}, 5) == []
+    assert learn({"ab": 9}, 0) == []
+    assert learn({"ab": 4}, 5, min_frequency=5) == []
+
+
+def test_table_of_pairs_grows():
+    # Words of two characters merge in the order of their counts, then ids; there are more pairs
+    # than the table has room for at first.
+    chars = [chr(code) for code in range(ord("!"), ord("~"))]
+    counts = {left + right: 2 + ord(right) % 7 for left in chars for right in chars}
+    expected = sorted(counts, key=lambda word: (-counts[word], word))
+    assert ["".join(merge) for merge in learn(counts, 20_000)] == expected
+
+
+def test_progress_is_reported():
     rows = []
-    texts = (text for text in ["a b"] * 250)
-    counts = count_pieces(texts, find_split("gpt2"), on_progress=rows.append)
-    assert counts == {"a": 250, " b": 250}
-    assert [row["documents"] for row in rows] == [100, 200]
+    merges = learn({"abcdefgh": 5}, 20, on_progress=rows.append)
+    assert rows == [{"merge": f"{len(merges)}/20"}]
 
 
 def test_training_is_deterministic():

@@ -1,0 +1,81 @@
+r"""Ways to cut text for vocabularies of characters: WordPiece, word level, character level.
+
+Each has a name, one regular expression whose matches are the pieces, and its component in
+tokenizer.json. Text between matches is dropped. Not here: the splits of byte-level vocabularies,
+which drop nothing and have names in GGUF (splits.py).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import regex
+
+from llmlab.errors import UnsupportedPart
+from llmlab.tokenizers.unicode_tables import PUNCTUATION, SPACES
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One way to cut text."""
+
+    name: str
+    expression: str
+    """Its matches are the pieces."""
+
+    component: dict[str, Any]
+    """`pre_tokenizer` of tokenizer.json."""
+
+    @cached_property
+    def pattern(self) -> regex.Pattern[str]:
+        """The compiled expression."""
+        return regex.compile(self.expression)
+
+    def pieces(self, text: str) -> list[str]:
+        """Return the pieces of a text."""
+        return self.pattern.findall(text)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return start and end of each piece, in characters."""
+        return [match.span() for match in self.pattern.finditer(text)]
+
+
+def _isolated(expression: str) -> dict[str, Any]:
+    return {
+        "type": "Split",
+        "pattern": {"Regex": expression},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+
+
+# General categories mean the same in every engine of regular expressions; `\w` does not.
+_WORD = r"\p{L}\p{M}\p{N}_"
+_WORDS = rf"[{_WORD}]+|[^{_WORD}\s]+|\s+"
+_CHARS = r"[\s\S]"
+
+CUTS: dict[str, Cut] = {
+    cut.name: cut
+    for cut in (
+        Cut(  # white space is dropped, a punctuation character is a piece
+            "bert", f"[^{SPACES}{PUNCTUATION}]+|[{PUNCTUATION}]", {"type": "BertPreTokenizer"}
+        ),
+        Cut("words", _WORDS, _isolated(_WORDS)),  # words, other characters, white space
+        Cut("chars", _CHARS, _isolated(_CHARS)),
+        Cut("whitespace", rf"\w+|[^\w{SPACES}]+", {"type": "Whitespace"}),
+        Cut("whitespace_split", f"[^{SPACES}]+", {"type": "WhitespaceSplit"}),
+    )
+}
+
+
+def cut_of_component(component: dict[str, Any] | None) -> Cut:
+    """Return the cut that a `pre_tokenizer` of tokenizer.json describes.
+
+    Raises:
+        UnsupportedPart: it is none of these.
+    """
+    for cut in CUTS.values():
+        if component == cut.component:
+            return cut
+    kind = "none" if component is None else component["type"]
+    raise UnsupportedPart(f"pre_tokenizer {kind} is not supported yet")
