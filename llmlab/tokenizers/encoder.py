@@ -7,11 +7,11 @@ Long texts of byte-level BPE go through the compiled twin of all this (bulk.py).
 """
 
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from importlib import import_module
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,13 @@ from llmlab.errors import TokenizerError
 from llmlab.tokenizers.added_tokens import AddedTokens
 from llmlab.tokenizers.alphabet import utf8
 from llmlab.tokenizers.decoders import ByteLevelDecoder
-from llmlab.tokenizers.models.bpe import BPE, PieceCache
+from llmlab.tokenizers.models.bpe import BPE, ByteLevelBPE, PieceCache
+from llmlab.tokenizers.models.unigram import Unigram, UnigramEncoder
+from llmlab.tokenizers.models.word_level import WordLevel
+from llmlab.tokenizers.models.wordpiece import WordPiece
 from llmlab.tokenizers.normalizers import aligned, normalized
-from llmlab.tokenizers.pipeline import ByteLevelBPE, Pipeline
+from llmlab.tokenizers.pipeline import Pipeline
+from llmlab.tokenizers.splits import Split
 from llmlab.tokenizers.stream import StreamDecoder
 
 Span = tuple[int, int]
@@ -83,8 +87,13 @@ class Encoder:
             encoded += self.encode_part(text[start:end]) if token is None else as_bytes(token)
         return encoded
 
-    def encode_part(self, text: str) -> bytes:
-        """Return the ids of text in which no added token is looked for."""
+    def encode_part(self, text: str, *, is_start: bool = True) -> bytes:
+        """Return the ids of text in which no added token is looked for.
+
+        Args:
+            text: a part of a text.
+            is_start: whether the text starts with it, which makes no difference here.
+        """
         pieces = self._pieces(normalized(self._pipeline.normalizers, text))
         return b"".join(map(self._encoded.__getitem__, pieces))
 
@@ -103,7 +112,56 @@ class Encoder:
         joined = np.concatenate(offsets) if offsets else np.empty((0, 2), np.int64)
         return Encoding(np.array(ids, np.uint32), joined)
 
-    def encode_masked(self, text: str, spans: Sequence[Span]) -> Iterator[tuple[int, bool]]:
+    def encode_batch(
+        self, texts: Sequence[str], *, allow_special: bool, num_threads: int | None
+    ) -> list[NDArray[np.uint32]]:
+        """Return the ids of each text."""
+        if self._bulk is None or sum(map(len, texts)) < _BULK_CHARS:
+            return [
+                np.frombuffer(self.encode(text, allow_special=allow_special), np.uint32)
+                for text in texts
+            ]
+        parts = [list(self._normal_parts(text, allow_special=allow_special)) for text in texts]
+        plain = [part for row in parts for part in row if isinstance(part, bytes)]
+        encoded = iter(self._bulk.encode_many(plain, num_threads=num_threads))
+        return [_joined(row, encoded) for row in parts]
+
+    def encode_chunks(
+        self, chunks: Iterable[str], *, allow_special: bool
+    ) -> Iterator[NDArray[np.uint32]]:
+        """Yield the ids of one text that comes in chunks."""
+        if self._bulk is None:
+            yield np.frombuffer(self.encode("".join(chunks), allow_special=allow_special), np.uint32)
+            return
+        steps = self._pipeline.normalizers
+        yield from import_module("llmlab.tokenizers.long_texts").encode_chunks(
+            chunks,
+            self._bulk,
+            self._added,
+            allow_special=allow_special,
+            normalize=partial(normalized, steps) if steps else None,
+        )
+
+    @cached_property
+    def _bulk(self) -> Any:
+        """The compiled twin for long texts; None for pipelines that have none."""
+        if not isinstance(self._model, BPE) or not isinstance(self._pipeline.split, Split):
+            return None
+        # Loaded late: it brings the compiler, which short texts do without.
+        bulk = import_module("llmlab.tokenizers.bulk")
+        return bulk.BulkBPE(self._model, self._pipeline.split.rules)
+
+    def _normal_parts(self, text: str, *, allow_special: bool) -> Iterator[bytes | int]:
+        """Yield the ids of added tokens and, in UTF-8, the normalised text between them."""
+        for start, end, token in self.parts(text, allow_special=allow_special):
+            if token is None:
+                yield utf8(normalized(self._pipeline.normalizers, text[start:end]))
+            else:
+                yield token
+
+    def encode_masked(
+        self, text: str, spans: Sequence[Span], *, is_start: bool = True
+    ) -> Iterator[tuple[int, bool]]:
         """Yield the ids of text without added tokens, each with whether it overlaps a span."""
         ids, offsets = self._part_with_offsets(text)
         for token, (start, end) in zip(ids.tolist(), offsets.tolist(), strict=True):
@@ -136,14 +194,13 @@ class Encoder:
             data[at] = self._first_bytes(ids[at])
         return b"".join(data).decode("utf-8", "replace")
 
-    def stream(self, skipped: Collection[int]) -> StreamDecoder:
-        """Return a decoder for ids that come one at a time; some of them stand for nothing."""
+    def stream(self) -> StreamDecoder:
+        """Return a decoder for ids that come one at a time."""
         known = len(self.token_bytes)
-
-        def token_bytes(token: int) -> bytes:
-            return self.token_bytes[token] if 0 <= token < known and token not in skipped else b""
-
-        return StreamDecoder(token_bytes, self._first_bytes)
+        return StreamDecoder(
+            lambda token: self.token_bytes[token] if 0 <= token < known else b"",
+            self._first_bytes,
+        )
 
     def _first_bytes(self, token: int) -> bytes:
         decoder = self._pipeline.decoder
@@ -166,6 +223,18 @@ class Encoder:
         return Encoding(np.array(ids, np.uint32), np.stack(offsets, axis=1))
 
 
+class PieceEncoder(Protocol):
+    """What turns one pre-token into ids."""
+
+    def encode(self, piece: str) -> list[int]:
+        """Return the ids of a pre-token."""
+        ...
+
+    def spans(self, piece: str) -> Iterator[tuple[int, int, int]]:
+        """Yield (id, start, end) in characters of the pre-token."""
+        ...
+
+
 def piece_encoder(pipeline: Pipeline) -> PieceEncoder:
     """Return what turns one pre-token into ids, as the pipeline's model says."""
     match model := pipeline.model:
@@ -181,12 +250,18 @@ def piece_encoder(pipeline: Pipeline) -> PieceEncoder:
             )
         case Unigram():
             return UnigramEncoder(model)
-        case SentencePieceBPE():
-            return SentencePieceBPEEncoder(model)
-        case WordPiece():
-            return WordPieceEncoder(model)
-        case WordLevel():
-            return WordLevelEncoder(model)
+        case WordPiece() | WordLevel():
+            return model
+
+
+def _joined(
+    parts: Sequence[bytes | int], encoded: Iterator[NDArray[np.uint32]]
+) -> NDArray[np.uint32]:
+    """Put the ids of a text together: given ones, and the next encoded for each stretch of text."""
+    arrays = [
+        next(encoded) if isinstance(part, bytes) else np.array([part], np.uint32) for part in parts
+    ]
+    return arrays[0] if len(arrays) == 1 else np.concatenate([np.empty(0, np.uint32), *arrays])
 
 
 def as_bytes(token_id: int) -> bytes:

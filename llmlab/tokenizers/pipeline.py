@@ -15,28 +15,12 @@ from typing import Any
 from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.cuts import Cut
 from llmlab.tokenizers.decoders import ByteLevelDecoder, Decoder
+from llmlab.tokenizers.models.bpe import ByteLevelBPE
 from llmlab.tokenizers.models.unigram import Unigram
 from llmlab.tokenizers.models.word_level import WordLevel
 from llmlab.tokenizers.models.wordpiece import WordPiece
 from llmlab.tokenizers.normalizers import Normalizer, normalizer_component
 from llmlab.tokenizers.splits import Split
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByteLevelBPE:
-    """A vocabulary of bytes and merges."""
-
-    vocab: dict[str, int]
-    """Token, spelled in the byte alphabet, to id."""
-
-    merges: tuple[tuple[str, str], ...]
-    """Pairs of tokens, the first one applied first."""
-
-    ignore_merges: bool = False
-    """Whether a pre-token that is a token becomes it at once, whatever the merges say."""
-
-    unknown_token: str | None = None
-    """What a byte without a token becomes; None drops it."""
 
 
 Model = ByteLevelBPE | WordPiece | Unigram | WordLevel
@@ -76,7 +60,7 @@ class Pipeline:
     def fingerprint(self) -> str:
         """SHA-256 in hex of everything that decides the ids."""
         content = {
-            "model": [type(self.model).__name__, _in_order(asdict(self.model))],
+            "model": _in_order(self.model.component),
             "split": self.split.component,
             "added_tokens": [asdict(token) for token in self.added_tokens],
             "normalizer": normalizer_component(self.normalizers),
@@ -86,7 +70,7 @@ class Pipeline:
 
 
 def _in_order(model: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields with the vocabulary by id: its order in a file decides nothing."""
-    if isinstance(vocab := model.get("vocab"), dict):
-        model["vocab"] = sorted(vocab.items(), key=lambda item: item[1])
+    """Return a model entry whose vocabulary is a list by id, which sorting keys leaves alone."""
+    if isinstance(vocab := model["vocab"], dict):
+        return {**model, "vocab": list(vocab.items())}
     return model

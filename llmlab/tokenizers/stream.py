@@ -1,7 +1,8 @@
 """Decode ids one at a time, as a model makes them, never showing half a character."""
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from typing import Protocol
 
 
 class StreamDecoder:
@@ -33,3 +34,36 @@ class StreamDecoder:
         self._utf8.reset()
         self._at_start = True
         return rest
+
+
+class Stream(Protocol):
+    """Anything that decodes ids one at a time."""
+
+    def push(self, token_id: int) -> str:
+        """Return the characters that this id completes."""
+        ...
+
+    def finish(self) -> str:
+        """Return what is left."""
+        ...
+
+
+class SkippingStream:
+    """A stream for which some ids are not there.
+
+    Args:
+        stream: decodes the others.
+        skipped: ids that stand for nothing.
+    """
+
+    def __init__(self, stream: Stream, skipped: Container[int]) -> None:
+        self._stream = stream
+        self._skipped = skipped
+
+    def push(self, token_id: int) -> str:
+        """Return the characters that this id completes; "" for one that is skipped."""
+        return "" if token_id in self._skipped else self._stream.push(token_id)
+
+    def finish(self) -> str:
+        """Return what is left."""
+        return self._stream.finish()

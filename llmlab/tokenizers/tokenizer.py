@@ -4,37 +4,38 @@ Not here: how each step works (splits.py, added_tokens.py, bpe.py, trainer.py, c
 of the files (folder.py, tokenizer_json.py).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, Self
+from random import Random
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmlab.errors import ConfigError, DataError, TokenizerError
+from llmlab.errors import TokenizerError
 from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.chat import CHATML, ChatTemplate, Message
 from llmlab.tokenizers.chat_spans import render_guarded, render_spans
 from llmlab.tokenizers.encoder import Encoder, Encoding, as_list
 from llmlab.tokenizers.files.folder import ROLES, read_folder, write_folder
+from llmlab.tokenizers.files.foreign import ForeignPipeline
+from llmlab.tokenizers.files.tiktoken_ranks import is_rank_file, read_rank_file
+from llmlab.tokenizers.models.bpe import ByteLevelBPE
+from llmlab.tokenizers.normalizers import UnicodeForm
 from llmlab.tokenizers.pipeline import Pipeline
-from llmlab.tokenizers.splits import find_split
-from llmlab.tokenizers.stream import StreamDecoder
-from llmlab.tokenizers.trainer import BYTE_CHARS, count_pieces, learn_merges
-from llmlab.track import OnProgress, silent
-
-END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
-TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
-
-SPECIAL_TOKENS: tuple[str, ...] = (
+from llmlab.tokenizers.plan import (
     END_OF_TEXT,
-    PAD,
-    TURN_START,
+    SPECIAL_TOKENS,
     TURN_END,
-    *(f"<|reserved_{number}|>" for number in range(12)),
+    TURN_START,
+    Algorithm,
+    LearningPlan,
 )
-"""The special tokens of a tokenizer trained here; the reserved ones are for finetuning."""
+from llmlab.tokenizers.splits import find_split
+from llmlab.tokenizers.stream import SkippingStream, Stream
+from llmlab.track import OnProgress, silent
 
 _STOP_TOKENS = frozenset(
     [END_OF_TEXT, TURN_END, "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "</s>"]
@@ -57,12 +58,16 @@ class Tokenizer:
     """
 
     def __init__(
-        self, pipeline: Pipeline, *, names: Mapping[str, str], chat_template: str | None = None
+        self,
+        pipeline: Pipeline | ForeignPipeline,
+        *,
+        names: Mapping[str, str],
+        chat_template: str | None = None,
     ) -> None:
         self.pipeline = pipeline
         """What decides the ids."""
         self._names = dict(names)
-        self._encoder = Encoder(pipeline)
+        self._encoder = _encoder_of(pipeline)
         self._special_ids = frozenset(token.id for token in pipeline.added_tokens if token.special)
         for role, token in names.items():
             if token not in self._encoder.ids:
@@ -72,14 +77,21 @@ class Tokenizer:
     # -- making one --------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, folder: Path | str) -> Self:
-        """Read a tokenizer folder, or the tokenizer of a model folder.
+    def load(cls, path: Path | str, *, split: str | None = None) -> Self:
+        """Read a tokenizer.
+
+        Args:
+            path: a tokenizer or model folder, a tokenizer.json, or a rank file of tiktoken.
+            split: how text is cut, for a rank file that is none of the published ones.
 
         Raises:
-            TokenizerError: there is none, a file is damaged, or its pipeline is not supported yet
-                (the message names the part).
+            TokenizerError: there is none, or a file is damaged.
+            MissingExtraError: its pipeline is none of llmlab's, and `tokenizers` is not installed.
         """
-        pipeline, names, chat_template = read_folder(folder)
+        path = Path(path)
+        if is_rank_file(path):
+            return cls.from_vocab(**read_rank_file(path, split=split))
+        pipeline, names, chat_template = read_folder(path)
         return cls(pipeline, names=names, chat_template=chat_template)
 
     @classmethod
@@ -140,7 +152,7 @@ class Tokenizer:
         pipeline = learning.learn(texts, plan, on_progress)
         return cls(
             pipeline,
-            names=plan.names,
+            names=plan.roles,
             chat_template=CHATML if {TURN_START, TURN_END} <= set(special_tokens) else None,
         )
 
@@ -284,7 +296,7 @@ class Tokenizer:
             chunks: cut anywhere.
             allow_special: as in `encode`.
         """
-        return encode_chunks(self._encoder, chunks, allow_special=allow_special)
+        return self._encoder.encode_chunks(chunks, allow_special=allow_special)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of ids; bytes that are not UTF-8 become U+FFFD.
@@ -301,7 +313,8 @@ class Tokenizer:
 
     def stream(self, *, skip_special_tokens: bool = False) -> Stream:
         """Return a decoder for ids that come one at a time."""
-        return self._encoder.stream(self._special_ids if skip_special_tokens else frozenset())
+        stream = self._encoder.stream()
+        return SkippingStream(stream, self._special_ids) if skip_special_tokens else stream
 
     # -- chats -------------------------------------------------------------------------------
 
@@ -332,7 +345,8 @@ class Tokenizer:
         ids: list[int] = []
         for start, end, token in self._encoder.parts(chat.text, allow_special=True):
             if token is None:
-                ids += as_list(self._encoder.encode_part(chat.plain(start, end)))
+                part = self._encoder.encode_part(chat.plain(start, end), is_start=start == 0)
+                ids += as_list(part)
             else:
                 ids.append(token)
         return ids
@@ -353,7 +367,9 @@ class Tokenizer:
         for start, end, token in self._encoder.parts(chat.text, allow_special=True):
             spans = chat.spans_within(start, end)
             if token is None:
-                scored += self._encoder.encode_masked(chat.plain(start, end), spans)
+                scored += self._encoder.encode_masked(
+                    chat.plain(start, end), spans, is_start=start == 0
+                )
             else:
                 scored.append((token, bool(spans)))
         return [token for token, _ in scored], [is_said for _, is_said in scored]
@@ -407,7 +423,7 @@ class Tokenizer:
     @property
     def split(self) -> str:
         """The name of the way text is cut."""
-        return self.pipeline.split.name
+        return self.pipeline.split.name if isinstance(self.pipeline, Pipeline) else "none of ours"
 
     @property
     def chat_template(self) -> str | None:
@@ -421,6 +437,15 @@ class Tokenizer:
 
     def _id_of(self, token: str | None) -> int | None:
         return None if token is None else self._encoder.ids.get(token)
+
+
+def _encoder_of(pipeline: Pipeline | ForeignPipeline) -> Any:
+    """Return what runs a pipeline: `Encoder`, or for a foreign one what answers the same."""
+    if isinstance(pipeline, Pipeline):
+        return Encoder(pipeline)
+    # Loaded late: it needs the package `tokenizers`, which is not always there.
+    foreign = import_module("llmlab.tokenizers.foreign_encoder")
+    return foreign.ForeignEncoder(pipeline)
 
 
 def _numbered(tokens: Sequence[str]) -> dict[str, int]:

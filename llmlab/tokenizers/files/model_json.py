@@ -1,12 +1,14 @@
-"""The `model` entry of tokenizer.json: a vocabulary and the way it is applied."""
+"""Read the `model` entry of tokenizer.json; each model writes its own (`component`)."""
 
 from typing import Any
 
 from llmlab.errors import UnsupportedPart
+from llmlab.tokenizers.decoders import BYTE_TOKEN
+from llmlab.tokenizers.models.bpe import ByteLevelBPE
 from llmlab.tokenizers.models.unigram import Unigram
 from llmlab.tokenizers.models.word_level import WordLevel
 from llmlab.tokenizers.models.wordpiece import WordPiece
-from llmlab.tokenizers.pipeline import ByteLevelBPE, Model
+from llmlab.tokenizers.pipeline import Model
 
 # Settings of a BPE model that only mean something outside byte-level BPE.
 _UNUSED_BPE = {
@@ -16,45 +18,6 @@ _UNUSED_BPE = {
     "fuse_unk": (None, False),
     "byte_fallback": (None, False),
 }
-
-
-def model_component(model: Model) -> dict[str, Any]:
-    """Return the `model` entry of a model."""
-    match model:
-        case ByteLevelBPE():
-            return {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": model.unknown_token,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": model.ignore_merges,
-                "vocab": _by_id(model.vocab),
-                "merges": [list(pair) for pair in model.merges],
-            }
-        case WordPiece():
-            return {
-                "type": "WordPiece",
-                "unk_token": model.unknown_token,
-                "continuing_subword_prefix": model.prefix,
-                "max_input_chars_per_word": model.max_chars,
-                "vocab": _by_id(model.vocab),
-            }
-        case Unigram():
-            return {
-                "type": "Unigram",
-                "unk_id": model.unk_id,
-                "vocab": [[piece, score] for piece, score in model.pieces],
-                "byte_fallback": model.byte_fallback,
-            }
-        case WordLevel():
-            return {
-                "type": "WordLevel",
-                "vocab": _by_id(model.vocab),
-                "unk_token": model.unknown_token,
-            }
 
 
 def read_model(entry: dict[str, Any]) -> Model:
@@ -75,11 +38,7 @@ def read_model(entry: dict[str, Any]) -> Model:
                 max_chars=entry["max_input_chars_per_word"],
             )
         case "Unigram":
-            return Unigram(
-                pieces=tuple((str(piece), float(score)) for piece, score in entry["vocab"]),
-                unk_id=entry["unk_id"],
-                byte_fallback=bool(entry.get("byte_fallback")),
-            )
+            return _read_unigram(entry)
         case "WordLevel":
             return WordLevel(vocab=entry["vocab"], unknown_token=entry["unk_token"])
         case kind:
@@ -98,10 +57,20 @@ def _read_bpe(entry: dict[str, Any]) -> ByteLevelBPE:
     )
 
 
+def _read_unigram(entry: dict[str, Any]) -> Unigram:
+    pieces = tuple((str(piece), float(score)) for piece, score in entry["vocab"])
+    falls_back = bool(entry.get("byte_fallback"))
+    unmatched = {at for at, (piece, _) in enumerate(pieces) if falls_back and BYTE_TOKEN.fullmatch(piece)}
+    return Unigram(
+        pieces=pieces,
+        unk_id=entry["unk_id"],
+        byte_fallback=falls_back,
+        unmatched=frozenset(unmatched | {entry["unk_id"]} - {None}),
+        single_precision=False,
+    )
+
+
 def _pair(merge: str | list[str]) -> tuple[str, str]:
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 
-
-def _by_id(vocab: dict[str, int]) -> dict[str, int]:
-    return dict(sorted(vocab.items(), key=lambda item: item[1]))

@@ -12,9 +12,10 @@ from llmlab.errors import TokenizerError, UnsupportedPart
 from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.cuts import Cut, cut_of_component
 from llmlab.tokenizers.decoders import ByteLevelDecoder, decoder_of_component
-from llmlab.tokenizers.files.model_json import model_component, read_model
+from llmlab.tokenizers.files.model_json import read_model
 from llmlab.tokenizers.normalizers import normalizer_component, normalizer_steps
-from llmlab.tokenizers.pipeline import ByteLevelBPE, Pipeline
+from llmlab.tokenizers.models.bpe import ByteLevelBPE
+from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.splits import Split, split_of_component
 
 _BYTE_LEVEL = {
@@ -37,7 +38,7 @@ def write_pipeline(pipeline: Pipeline) -> dict[str, Any]:
         "pre_tokenizer": pipeline.split.component,
         "post_processor": _post_processor(pipeline),
         "decoder": pipeline.decoder.component,
-        "model": model_component(pipeline.model),
+        "model": pipeline.model.component,
     }
 
 

@@ -3,24 +3,60 @@
 The lowest-ranked merge is applied first, the leftmost of equals, one at a time, until none
 applies: a queue of candidates over a linked list, so a pre-token of n bytes takes O(n log n), not
 O(n^2). Words repeat (Zipf), so nearly every pre-token of a text comes from the cache. Not here:
-cutting text into pre-tokens (splits.py), learning merges (trainer.py).
+cutting text into pre-tokens (splits.py), learning merges (trainers/bpe.py).
 
 Source: Sennrich et al., arXiv:1508.07909.
 """
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
 from llmlab.errors import TokenizerError
-from llmlab.tokenizers.alphabet import CHARS, spell, utf8
+from llmlab.tokenizers.alphabet import CHARS, spell, unspell, utf8
 
 _MAX_CACHED = 2**17
 """Pre-tokens held; at most about 40 MB with the next bound."""
 
 _MAX_CACHED_CHARS = 64
 """A longer pre-token is no word and will hardly come again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByteLevelBPE:
+    """A vocabulary of bytes and merges."""
+
+    vocab: dict[str, int]
+    """Token, spelled in the byte alphabet, to id."""
+
+    merges: tuple[tuple[str, str], ...]
+    """Pairs of tokens, the first one applied first."""
+
+    ignore_merges: bool = False
+    """Whether a pre-token that is a token becomes it at once, whatever the merges say."""
+
+    unknown_token: str | None = None
+    """What a byte without a token becomes; None drops it."""
+
+    @property
+    def component(self) -> dict[str, Any]:
+        """`model` of tokenizer.json."""
+        return {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": self.unknown_token,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": self.ignore_merges,
+            "vocab": dict(sorted(self.vocab.items(), key=lambda item: item[1])),
+            "merges": [list(pair) for pair in self.merges],
+        }
 
 
 class BPE:
@@ -49,6 +85,8 @@ class BPE:
         """The id of each byte; None for one that is dropped."""
         self.whole_words = whole_words
         """Pre-tokens, spelled in the byte alphabet, that become one id at once."""
+        self._vocab = vocab
+        self._unknown_id = unknown_id
         self._ranks: dict[tuple[int, int], int] = {}
         self._made: list[int] = []
         for rank, (left, right) in enumerate(merges):
@@ -75,6 +113,24 @@ class BPE:
             return [whole]
         ids = [token for byte in data if (token := self.byte_ids[byte]) is not None]
         return self._merge(ids) if len(ids) > 1 else ids
+
+    def spans(self, piece: str) -> Iterator[tuple[int, int, int]]:
+        """Yield (id, start, end) in characters; part of a character covers the whole of it."""
+        data = utf8(piece)
+        char_of = [at for at, char in enumerate(piece) for _ in utf8(char)]
+        places = [at for at, byte in enumerate(data) if self.byte_ids[byte] is not None]
+        ids = self.encode(piece)
+        ends = accumulate(self._num_bytes.get(token, 1) for token in ids)
+        first = 0
+        for token, end in zip(ids, ends, strict=True):
+            yield token, char_of[places[first]], char_of[places[end - 1]] + 1
+            first = end
+
+    @cached_property
+    def _num_bytes(self) -> dict[int, int]:
+        """Bytes of each token; an unknown one stands for a single byte."""
+        lengths = {token_id: len(unspell(token)) for token, token_id in self._vocab.items()}
+        return lengths | ({} if self._unknown_id is None else {self._unknown_id: 1})
 
     def _merge(self, ids: list[int]) -> list[int]:
         ranks, end = self._ranks, len(ids)
