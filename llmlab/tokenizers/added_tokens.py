@@ -44,8 +44,12 @@ class AddedTokens:
                     f"added token {token.content!r} (id {token.id}) {problem} is not supported yet"
                 )
         self._ids = {token.content: token.id for token in tokens}
-        self._ordinary = _matcher([token for token in tokens if not token.special])
+        ordinary = [token for token in tokens if not token.special]
+        self._ordinary = _matcher(ordinary)
         self._all = _matcher(tokens)
+        self._longest_ordinary = max((len(token.content) for token in ordinary), default=0)
+        self._longest = max((len(token.content) for token in tokens), default=0)
+        self._take_space = any(token.lstrip or token.rstrip for token in tokens)
 
     def parts(self, text: str, *, allow_special: bool) -> Iterator[tuple[int, int, int | None]]:
         """Yield (start, end, id) of every added token and (start, end, None) of what is between.
@@ -61,6 +65,15 @@ class AddedTokens:
             yield match.start(), at, self._ids[match[match.lastindex or 0]]
         if at < len(text):
             yield at, len(text), None
+
+    def settled(self, text: str, *, allow_special: bool) -> int:
+        """Return the place up to which `parts` stay what they are, whatever text follows.
+
+        A part that ends there or before is final. Text between added tokens that goes on beyond
+        is, up to there, in no added token.
+        """
+        end = max(len(text) - (self._longest if allow_special else self._longest_ordinary), 0)
+        return len(text[:end].rstrip()) if self._take_space else end
 
 
 def _matcher(tokens: Sequence[AddedToken]) -> re.Pattern[str] | None:

@@ -131,7 +131,9 @@ class Encoder:
     ) -> Iterator[NDArray[np.uint32]]:
         """Yield the ids of one text that comes in chunks."""
         if self._bulk is None:
-            yield np.frombuffer(self.encode("".join(chunks), allow_special=allow_special), np.uint32)
+            yield np.frombuffer(
+                self.encode("".join(chunks), allow_special=allow_special), np.uint32
+            )
             return
         steps = self._pipeline.normalizers
         yield from import_module("llmlab.tokenizers.long_texts").encode_chunks(

@@ -126,7 +126,7 @@ class ForeignEncoder:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; an id without a token stands for nothing."""
-        known = [token for token in map(int, ids) if 0 <= token < 2**32]
+        known = [token for token in map(int, ids) if self._token(token) is not None]
         return self._allowing.decode(known, skip_special_tokens=False)
 
     def stream(self) -> "ForeignStream":
@@ -135,6 +135,7 @@ class ForeignEncoder:
         return ForeignStream(
             self.decode,
             is_byte=self._is_byte_token if falls_back else lambda _: False,
+            is_known=lambda token_id: self._token(token_id) is not None,
             is_steady=_only_lengthens(self._decoders),
         )
 
@@ -176,7 +177,10 @@ class ForeignEncoder:
         return []
 
     def _is_byte_token(self, token_id: int) -> bool:
-        return _BYTE_TOKEN.fullmatch(self._allowing.id_to_token(token_id) or "") is not None
+        return _BYTE_TOKEN.fullmatch(self._token(token_id) or "") is not None
+
+    def _token(self, token_id: int) -> str | None:
+        return self._allowing.id_to_token(token_id) if 0 <= token_id < 2**32 else None
 
 
 class ForeignStream:
@@ -190,6 +194,7 @@ class ForeignStream:
     Args:
         decode: ids to text.
         is_byte: whether an id is a byte token.
+        is_known: whether an id has a token; one without stands for nothing.
         is_steady: whether more ids only ever lengthen the text.
     """
 
@@ -198,16 +203,20 @@ class ForeignStream:
         decode: Callable[[Iterable[int]], str],
         *,
         is_byte: Callable[[int], bool],
+        is_known: Callable[[int], bool],
         is_steady: bool,
     ) -> None:
         self._decode = decode
         self._is_byte = is_byte
+        self._is_known = is_known
         self._is_steady = is_steady
         self._ids: list[int] = []
         self._num_shown = 0  # characters of decode(self._ids) that were returned
 
     def push(self, token_id: int) -> str:
         """Return the characters that are certain with this id; "" while one is still open."""
+        if not self._is_known(int(token_id)):
+            return ""
         self._ids.append(int(token_id))
         if not self._is_steady:
             return ""

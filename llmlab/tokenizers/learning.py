@@ -3,7 +3,7 @@
 | algorithm | pre-tokens | vocabulary | gives back the text |
 |---|---|---|---|
 | bpe | a split by name (splits.py) | 256 bytes and merges | exactly |
-| unigram | words with the space before them | pieces with probabilities, 256 bytes | exactly, but U+2581 |
+| unigram | words, each with its space | pieces by probability, 256 bytes | exactly, but U+2581 |
 | wordpiece | words and punctuation marks | words and their parts | words with single spaces |
 | word | words, runs of spaces, runs of marks | the most frequent ones | what it knows |
 | char | characters | the most frequent ones | what it knows |
@@ -20,23 +20,19 @@ from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.compiled.counting import PieceCounts, count_pieces
 from llmlab.tokenizers.cuts import CUTS, Cut
 from llmlab.tokenizers.decoders import (
-    SPACE_MARK,
     ByteLevelDecoder,
     FusingDecoder,
-    SentencePieceDecoder,
     WordPieceDecoder,
 )
 from llmlab.tokenizers.models.bpe import ByteLevelBPE
-from llmlab.tokenizers.models.unigram import Unigram
 from llmlab.tokenizers.models.word_level import WordLevel
 from llmlab.tokenizers.models.wordpiece import WordPiece
-from llmlab.tokenizers.normalizers import Bert, Normalizer, Replace, count_normalized
+from llmlab.tokenizers.normalizers import Bert, count_normalized
 from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.plan import UNKNOWN, LearningPlan
-from llmlab.tokenizers.scan_rules import METASPACE_RULES, WHITESPACE_RULES, ScanRules
+from llmlab.tokenizers.scan_rules import WHITESPACE_RULES, ScanRules
 from llmlab.tokenizers.splits import find_split
 from llmlab.tokenizers.trainers.bpe import BYTE_CHARS, learn_bpe
-from llmlab.tokenizers.trainers.unigram import learn_unigram
 from llmlab.tokenizers.trainers.wordpiece import learn_wordpiece
 from llmlab.tokenizers.trainers.words import learn_characters, learn_words
 from llmlab.track import OnProgress

@@ -14,14 +14,13 @@ from typing import Any
 
 from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.cuts import Cut
-from llmlab.tokenizers.decoders import ByteLevelDecoder, Decoder
+from llmlab.tokenizers.decoders import Decoder
 from llmlab.tokenizers.models.bpe import ByteLevelBPE
 from llmlab.tokenizers.models.unigram import Unigram
 from llmlab.tokenizers.models.word_level import WordLevel
 from llmlab.tokenizers.models.wordpiece import WordPiece
 from llmlab.tokenizers.normalizers import Normalizer, normalizer_component
 from llmlab.tokenizers.splits import Split
-
 
 Model = ByteLevelBPE | WordPiece | Unigram | WordLevel
 
@@ -48,7 +47,7 @@ class Pipeline:
     eos_tokens: tuple[str, ...] = ()
     """Tokens that follow a text where one is asked for (BERT's `[SEP]`)."""
 
-    decoder: Decoder = ByteLevelDecoder()
+    decoder: Decoder
     """What the tokens spell."""
 
     @property

@@ -11,7 +11,7 @@ own library; characters newer than the older of the two may be cut differently.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import regex
@@ -121,6 +121,7 @@ SPLITS: dict[str, Split] = {
 only the latter, is not told that it could read the former.
 """
 
+# How each expression spells a number, in an alternative of its own.
 _NUMBERS = {
     "gpt2": r"\p{N}+",
     "cl100k": r"\p{N}{1,3}",
@@ -129,38 +130,10 @@ _NUMBERS = {
     "o200k": r"\p{N}{1,3}",
     "smollm": r"\p{N}",
 }
-"""How each expression spells a number."""
-
-
-def find_split(name: str, *, digits: int | None = None) -> Split:
-    r"""Return the split of this name.
-
-    Args:
-        name: a name of `SPLITS`.
-        digits: how many digits (`\p{N}`) of a number make one piece, 1 to 3, counted from its
-            left; None leaves it to the split. `gpt2` sets no limit of its own and joins a space
-            to the number, so its first piece is the space and that many digits.
-
-    Returns:
-        A published split where the expression is one (`qwen2` with three digits is `llama3`),
-        else one named like `qwen2-digits2`, which llama.cpp has no name for.
-
-    Raises:
-        ConfigError: there is none, or `digits` is out of range.
-    """
-    if name not in SPLITS:
-        raise ConfigError(f"split={name!r} is not known{did_you_mean(name, SPLITS)}")
-    if digits is None:
-        return SPLITS[name]
-    if not 1 <= digits <= MAX_GROUPED_DIGITS:
-        raise ConfigError(f"digits={digits} is out of range; take 1 to {MAX_GROUPED_DIGITS}")
-    split = _with_digits(SPLITS[name], digits)
-    return next((known for known in _all_splits() if known.expression == split.expression), split)
 
 
 def _with_digits(split: Split, digits: int) -> Split:
     number = r"\p{N}" if digits == 1 else rf"\p{{N}}{{1,{digits}}}"
-    # The number rule of an expression is the alternative that is nothing else but a space.
     alternatives = split.expression.split("|")
     place = [part.removeprefix(" ?") for part in alternatives].index(_NUMBERS[split.name])
     alternatives[place] = alternatives[place].replace(_NUMBERS[split.name], number)
@@ -173,20 +146,50 @@ def _with_digits(split: Split, digits: int) -> Split:
     )
 
 
-def _all_splits() -> list[Split]:
-    """Return the published splits, then those with another grouping of digits.
+@cache
+def _by_expressions() -> dict[str, Split]:
+    """Return every split by its expression.
 
-    Two names may make one expression (of `llama3` and `qwen2`); the later one stands, which for
-    those is `qwen2`.
+    Where two names make one expression (`llama3` and `qwen2` with two digits), the later one of
+    `SPLITS` has it; a published split keeps its own.
     """
-    made = {
-        split.expression: split
-        for published in SPLITS.values()
+    grouped = (
+        _with_digits(split, digits)
+        for split in SPLITS.values()
         for digits in range(1, MAX_GROUPED_DIGITS + 1)
-        for split in [_with_digits(published, digits)]
-    }
-    published = {split.expression: split for split in SPLITS.values()}
-    return list((made | published).values())
+    )
+    return {split.expression: split for split in (*grouped, *SPLITS.values())}
+
+
+def all_splits() -> tuple[Split, ...]:
+    """Return the published splits and those with another grouping of digits."""
+    return tuple(_by_expressions().values())
+
+
+def find_split(name: str, *, digits: int | None = None) -> Split:
+    r"""Return the split of this name.
+
+    Args:
+        name: a name of `SPLITS`, or of a split that this function made.
+        digits: how many digits (`\p{N}`) of a number make one piece, 1 to 3, counted from its
+            left; None leaves it to the split. `gpt2` sets no limit of its own and joins a space
+            to the number, so there the first piece is the space and that many digits.
+
+    Returns:
+        A published split where the expression is one (`qwen2` with three digits is `llama3`),
+        else one named like `qwen2-digits2`, which llama.cpp has no name for.
+
+    Raises:
+        ConfigError: there is none, or `digits` is out of range.
+    """
+    names = {split.name: split for split in all_splits()}
+    if name not in names or (digits is not None and name not in SPLITS):
+        raise ConfigError(f"split={name!r} is not known{did_you_mean(name, SPLITS)}")
+    if digits is None:
+        return names[name]
+    if not 1 <= digits <= MAX_GROUPED_DIGITS:
+        raise ConfigError(f"digits={digits} is out of range; take 1 to {MAX_GROUPED_DIGITS}")
+    return _by_expressions()[_with_digits(SPLITS[name], digits).expression]
 
 
 def split_of_gguf(pre: str) -> Split:
@@ -223,9 +226,8 @@ def split_of_component(component: dict[str, Any] | None) -> Split:
         stages.append(_GPT2)
     if stages == [r"\p{N}", _GPT2]:
         return SPLITS["smollm"]
-    for split in _all_splits():
-        if stages == [split.expression]:
-            return split
+    if len(stages) == 1 and stages[0] in _by_expressions():
+        return _by_expressions()[stages[0]]
     raise UnsupportedPart(
         f"pre_tokenizer with the expressions {stages} is not supported yet; "
         f"known ways to split: {', '.join(SPLITS)}"

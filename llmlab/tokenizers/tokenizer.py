@@ -18,6 +18,7 @@ from llmlab.errors import TokenizerError
 from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.chat import CHATML, ChatTemplate, Message
 from llmlab.tokenizers.chat_spans import render_guarded, render_spans
+from llmlab.tokenizers.decoders import ByteLevelDecoder
 from llmlab.tokenizers.encoder import Encoder, Encoding, as_list
 from llmlab.tokenizers.files.folder import ROLES, read_folder, write_folder
 from llmlab.tokenizers.files.foreign import ForeignPipeline
@@ -214,6 +215,7 @@ class Tokenizer:
                 ignore_merges=ignore_merges,
             ),
             bos_tokens=(bos_token,) if add_bos and bos_token else (),
+            decoder=ByteLevelDecoder(),
         )
         named = zip(ROLES, (bos_token, eos_token, pad_token, unk_token), strict=True)
         names = {role: token for role, token in named if token is not None}

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -95,8 +96,8 @@ class PieceCounts:
     def items(self) -> Iterator[tuple[bytes, int]]:
         """Yield each piece and its count."""
         raw = self.data.tobytes()
-        bounds = self.starts.tolist()
-        for start, end, count in zip(bounds, bounds[1:], self.counts.tolist(), strict=False):
+        bounds = pairwise(self.starts.tolist())
+        for (start, end), count in zip(bounds, self.counts.tolist(), strict=True):
             yield raw[start:end], count
 
 
@@ -179,9 +180,11 @@ class _Counter:
 def _floor(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], max_bytes: int) -> int:
     """Return the smallest count such that the pieces seen more often fit."""
     order = np.argsort(counts, kind="stable")
-    sizes = table_bytes(1, 0) + table_bytes(0, 1) * np.diff(starts)[order]
-    left = sizes.sum() - np.cumsum(sizes)
-    return int(counts[order[np.argmax(left <= max_bytes)]])
+    sizes = np.diff(starts)[order]
+    sizes *= table_bytes(0, 1)
+    sizes += table_bytes(1, 0)
+    total = np.cumsum(sizes, out=sizes)
+    return int(counts[order[np.searchsorted(total, total[-1] - max_bytes)]])
 
 
 def _used(table: PieceTable) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

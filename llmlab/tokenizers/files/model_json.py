@@ -60,12 +60,14 @@ def _read_bpe(entry: dict[str, Any]) -> ByteLevelBPE:
 def _read_unigram(entry: dict[str, Any]) -> Unigram:
     pieces = tuple((str(piece), float(score)) for piece, score in entry["vocab"])
     falls_back = bool(entry.get("byte_fallback"))
-    unmatched = {at for at, (piece, _) in enumerate(pieces) if falls_back and BYTE_TOKEN.fullmatch(piece)}
+    unmatched = {
+        at for at, (piece, _) in enumerate(pieces) if falls_back and BYTE_TOKEN.fullmatch(piece)
+    }
     return Unigram(
         pieces=pieces,
         unk_id=entry["unk_id"],
         byte_fallback=falls_back,
-        unmatched=frozenset(unmatched | {entry["unk_id"]} - {None}),
+        unmatched=frozenset(unmatched),
         single_precision=False,
     )
 
@@ -73,4 +75,3 @@ def _read_unigram(entry: dict[str, Any]) -> Unigram:
 def _pair(merge: str | list[str]) -> tuple[str, str]:
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
-

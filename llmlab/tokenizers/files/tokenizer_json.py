@@ -13,8 +13,8 @@ from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.cuts import Cut, cut_of_component
 from llmlab.tokenizers.decoders import ByteLevelDecoder, decoder_of_component
 from llmlab.tokenizers.files.model_json import read_model
-from llmlab.tokenizers.normalizers import normalizer_component, normalizer_steps
 from llmlab.tokenizers.models.bpe import ByteLevelBPE
+from llmlab.tokenizers.normalizers import normalizer_component, normalizer_steps
 from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.splits import Split, split_of_component
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import accumulate, pairwise
+from random import Random
 from typing import Any
 
-from llmlab.errors import TokenizerError
+from llmlab.errors import ConfigError, TokenizerError
 from llmlab.tokenizers.alphabet import CHARS, spell, unspell, utf8
 
 _MAX_CACHED = 2**17
@@ -111,8 +112,7 @@ class BPE:
         data = utf8(piece)
         if self.whole_words and (whole := self.whole_words.get(spell(data))) is not None:
             return [whole]
-        ids = [token for byte in data if (token := self.byte_ids[byte]) is not None]
-        return self._merge(ids) if len(ids) > 1 else ids
+        return self._merge(self._ids_of_bytes(data))
 
     def spans(self, piece: str) -> Iterator[tuple[int, int, int]]:
         """Yield (id, start, end) in characters; part of a character covers the whole of it."""
@@ -132,14 +132,49 @@ class BPE:
         lengths = {token_id: len(unspell(token)) for token, token_id in self._vocab.items()}
         return lengths | ({} if self._unknown_id is None else {self._unknown_id: 1})
 
-    def _merge(self, ids: list[int]) -> list[int]:
+    def encode_with_dropout(self, piece: str, dropout: float, rng: Random) -> list[int]:
+        """Return the ids of one pre-token as BPE-dropout cuts it, for training.
+
+        Every candidate taken off the queue is passed over with probability `dropout`, and comes
+        back after the next one that is not. At 0 this is `encode`; at 1 no merge happens. Between
+        them a pre-token that is a token is not taken whole. `tokenizers` does the same.
+
+        Args:
+            piece: the pre-token.
+            dropout: the probability, 0 to 1; the paper takes 0.1.
+            rng: where chance comes from.
+
+        Raises:
+            ConfigError: `dropout` is no probability.
+
+        Source: Provilkov et al., arXiv:1910.13267.
+        """
+        if not 0 <= dropout <= 1:
+            raise ConfigError(f"dropout={dropout} is not a probability; take 0 to 1, say 0.1")
+        if dropout == 0:
+            return self.encode(piece)
+        return self._merge(self._ids_of_bytes(utf8(piece)), lambda: rng.random() < dropout)
+
+    def _ids_of_bytes(self, data: bytes) -> list[int]:
+        return [token for byte in data if (token := self.byte_ids[byte]) is not None]
+
+    def _merge(self, ids: list[int], is_dropped: Callable[[], bool] | None = None) -> list[int]:
+        if len(ids) < 2:
+            return ids
         ranks, end = self._ranks, len(ids)
         after = list(range(1, end + 1))
         before = list(range(-1, end - 1))
         queue = [(ranks[pair], at) for at, pair in enumerate(pairwise(ids)) if pair in ranks]
         heapify(queue)
+        dropped = []
         while queue:
             rank, at = heappop(queue)
+            if is_dropped:
+                if is_dropped():
+                    dropped.append((rank, at))
+                    continue
+                while dropped:
+                    heappush(queue, dropped.pop())
             right = after[at]
             if right == end or ranks.get((ids[at], ids[right])) != rank:
                 continue  # one of the two was merged away meanwhile

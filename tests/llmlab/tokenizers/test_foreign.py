@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
@@ -167,6 +167,7 @@ def test_ids_are_those_of_tokenizers(name):
 
 @given(text=st.text(max_size=40), picked=st.sampled_from(sorted(MAKERS)))
 def test_ids_text_and_streams_of_any_text(text, picked):
+    assume(not any(token in text for token in SPECIAL))  # the next tests are about these
     reference, encoder = made(picked)
     ids = ids_of(encoder.encode(text, allow_special=False))
     assert ids == theirs(reference, text, allow_special=False).ids

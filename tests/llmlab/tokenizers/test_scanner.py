@@ -22,16 +22,10 @@ from llmlab.tokenizers.compiled.char_classes import (
 from llmlab.tokenizers.compiled.jit import compiled
 from llmlab.tokenizers.compiled.scanner import piece_end, safe_cut
 from llmlab.tokenizers.scan_rules import METASPACE_RULES, WHITESPACE_RULES
-from llmlab.tokenizers.splits import SPLITS, find_split
+from llmlab.tokenizers.splits import SPLITS, all_splits
 from tests.llmlab.tokenizers.samples import CORPUS, TRICKY, shakespeare
 
-_DIGITS = {
-    split.name: split
-    for name in SPLITS
-    for digits in (None, 1, 2, 3)
-    for split in [find_split(name, digits=digits)]
-}
-WAYS = {name: (split.pattern, split.rules) for name, split in _DIGITS.items()} | {
+WAYS = {split.name: (split.pattern, split.rules) for split in all_splits()} | {
     "whitespace": (regex.compile(r"\s+|\S+"), WHITESPACE_RULES),
     "metaspace": (regex.compile(r"(?s:.)[^ ]*"), METASPACE_RULES),
 }
