@@ -411,6 +411,11 @@ class Tokenizer:
         """The id of what fills up a batch."""
         return self._id_of(self._names.get("pad_token"))
 
+    @property
+    def unk_token_id(self) -> int | None:
+        """The id of what text becomes that the vocabulary cannot spell."""
+        return self._id_of(self._names.get("unk_token"))
+
     @cached_property
     def bos_ids(self) -> list[int]:
         """What a prompt starts with: `[bos]` or `[]`."""

@@ -12,20 +12,27 @@ from llmlab.errors import TokenizerError
 from llmlab.tokenizers import Tokenizer
 from llmlab.tokenizers.chat import CHATML
 from llmlab.tokenizers.files.tokenizer_json import write_pipeline
-from tests.llmlab.tokenizers.samples import SPLITS, TORTURE, auto_tokenizer, reference, trained
+from tests.llmlab.tokenizers.samples import (
+    SPLITS,
+    TORTURE,
+    auto_tokenizer,
+    pipeline_of,
+    reference,
+    trained,
+)
 
 
 def from_vocab(split="llama3", **changes):
     """A tokenizer with the vocabulary of the trained one and other settings."""
-    pipeline = trained().pipeline
+    pipeline = pipeline_of(trained())
     specials = list(trained().special_tokens)
     settings: dict[str, Any] = {"special_tokens": specials, "eos_token": specials[0]} | changes
-    return Tokenizer.from_vocab(pipeline.vocab, pipeline.merges, split=split, **settings)
+    return Tokenizer.from_vocab(pipeline.vocab, pipeline.model.merges, split=split, **settings)
 
 
 def edited(folder: Path, **changes) -> Path:
     """Write a tokenizer.json whose top-level parts are changed."""
-    content = write_pipeline(trained().pipeline) | changes
+    content = write_pipeline(pipeline_of(trained())) | changes
     (folder / "tokenizer.json").write_text(json.dumps(content))
     return folder
 
@@ -130,11 +137,11 @@ def test_a_bos_token_that_is_not_added(tmp_path):
 
 
 def test_ignore_merges_takes_whole_words(tmp_path):
-    pipeline = trained().pipeline
+    pipeline = pipeline_of(trained())
     vocab = {**pipeline.vocab, "Ġzebra": 450, "<|x|>": 451}
     tokenizer = Tokenizer.from_vocab(
         vocab,
-        pipeline.merges,
+        pipeline.model.merges,
         split="llama3",
         special_tokens=["<|x|>"],
         ignore_merges=True,
@@ -149,7 +156,7 @@ def test_ignore_merges_takes_whole_words(tmp_path):
 @pytest.mark.parametrize("unknown", [None, "<|endoftext|>"])
 def test_bytes_without_a_token(unknown, tmp_path):
     # SmolLM2 lacks 21 bytes, 0xC1 and 0xF1 among them.
-    content = write_pipeline(trained().pipeline)
+    content = write_pipeline(pipeline_of(trained()))
     vocab = dict(content["model"]["vocab"])
     for char in "ñ\x04":
         vocab.pop({"ñ": "ñ", "\x04": "Ą"}[char])
@@ -261,7 +268,7 @@ def test_damaged_folders(tmp_path):
     ],
 )
 def test_damaged_vocabularies(changes, message, tmp_path):
-    model = write_pipeline(trained().pipeline)["model"] | changes
+    model = write_pipeline(pipeline_of(trained()))["model"] | changes
     with pytest.raises(TokenizerError, match=message):
         Tokenizer.load(edited(tmp_path, model=model))
 

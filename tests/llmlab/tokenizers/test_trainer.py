@@ -19,7 +19,7 @@ from llmlab.tokenizers.files.tokenizer_json import write_pipeline
 from llmlab.tokenizers.splits import find_split
 from llmlab.tokenizers.tokenizer import SPECIAL_TOKENS
 from llmlab.tokenizers.trainers.bpe import BYTE_CHARS, learn_bpe
-from tests.llmlab.tokenizers.samples import CORPUS, SPLITS, shakespeare
+from tests.llmlab.tokenizers.samples import CORPUS, SPLITS, pipeline_of, shakespeare
 
 
 def train_reference(texts, split, vocab_size, min_frequency=2):
@@ -40,7 +40,7 @@ def train_reference(texts, split, vocab_size, min_frequency=2):
 
 
 def learnt(tokenizer):
-    model = write_pipeline(tokenizer.pipeline)["model"]
+    model = write_pipeline(pipeline_of(tokenizer))["model"]
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
 
 
