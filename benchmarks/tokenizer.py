@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tokenizer_encoding as encoding
-from benchmarks.rows import append_row, read_rows
+from benchmarks.rows import append_row
 from benchmarks.timing import spread
 from benchmarks.tokenizer_corpus import num_bytes, shakespeare_texts, stdlib_texts
 from benchmarks.tokenizer_training import LIBRARIES, SPLIT, VOCAB_SIZES, texts_for
@@ -189,89 +189,6 @@ def _same_merges(folder: Path) -> dict[str, int]:
     )
     pairs = list(zip(ours["model"]["merges"], theirs["model"]["merges"], strict=False))
     return {"compared": len(pairs), "equal": sum(a == b for a, b in pairs)}
-
-
-def table() -> list[str]:
-    """Return the lines of the README made of the newest row of each part."""
-    rows = {row["part"]: row for row in read_rows("tokenizer") if row["limit_mb"] is None}
-    lines = [
-        f"**Tokenizers** on {rows['train']['device']}, {rows['train']['threads']} threads "
-        "(`python -m benchmarks.tokenizer`), medians; each peer in the same run on the same text:",
-        "",
-        "| what | llmlab | peers | times as fast |",
-        "|---|--:|--:|--:|",
-        *_training_lines(rows["train"]),
-        *_encoding_lines(rows["encode"]),
-        *_latency_lines(rows["latency"]),
-    ]
-    compiling, from_disk = rows["compile"]["compiling"], rows["compile"]["from_disk"]
-    limits = rows["limits"]["mb_per_s"]
-    lines += [
-        "",
-        f"The first training on a machine compiles for {compiling['train_s']:.0f} s, the first "
-        f"batch encoding for {compiling['encode_s']:.0f} s; later processes load that code in "
-        f"{from_disk['train_s']['median']:.1f} and {from_disk['encode_s']['median']:.1f} s. "
-        f"One core copies {limits['copy']['median']:,.0f} MB/s and cuts "
-        f"{limits['cut into pre-tokens']['median']:,.0f} MB/s into pre-tokens, which bounds any "
-        f"encoder; `data pack` from files to shards runs at "
-        f"{rows['encode']['pack_mb_per_s']['median']:.0f} MB/s.",
-    ]
-    return lines
-
-
-def _training_lines(row: dict[str, Any]) -> list[str]:
-    lines = []
-    for algorithm, libraries in LIBRARIES.items():
-        found = row[algorithm]
-        what = f"{algorithm} {found['vocab_size']:,}, {found['bytes'] / 1e6:.1f} MB of stdlib"
-        for key, unit, digits in (("seconds", "s", 1), ("peak_with_imports_mb", "MB peak", 0)):
-            ours, *theirs = (found[library][key]["median"] for library in libraries)
-            peers = ", ".join(
-                f"{library} {value:,.{digits}f} {unit}"
-                for library, value in zip(libraries[1:], theirs, strict=True)
-            )
-            ratio = f"{min(theirs) / ours:.1f}" if key == "seconds" else ""
-            verb = "train" if key == "seconds" else "the same, memory"
-            name = what if key == "seconds" else ""
-            label = f"{verb} {name}".strip()
-            lines.append(f"| {label} | {ours:,.{digits}f} {unit} | {peers} | {ratio} |")
-    return lines
-
-
-def _encoding_lines(row: dict[str, Any]) -> list[str]:
-    lines = []
-    for corpus, found in row["corpora"].items():
-        for state in ("cold", "warm"):
-            rates = {
-                name: states[state]["median"]
-                for name, states in found["mb_per_s"].items()
-                if state in states
-            }
-            best = {
-                peer: max(rate for name, rate in rates.items() if name.startswith(peer))
-                for peer in ("tokenizers", "tiktoken")
-            }
-            ours = rates["llmlab arrays"]
-            peers = ", ".join(f"{peer} {rate:.1f} MB/s" for peer, rate in best.items())
-            ratios = ", ".join(f"{ours / rate:.1f}" for rate in best.values())
-            what = f"encode {corpus}, {found['bytes'] / 1e6:.1f} MB, {state}"
-            lines.append(f"| {what} | {ours:.1f} MB/s | {peers} | {ratios} |")
-    return lines
-
-
-def _latency_lines(row: dict[str, Any]) -> list[str]:
-    lines = []
-    for chars, found in row["microseconds"].items():
-        ours, *theirs = (found[name]["median"] for name in ("llmlab", "tokenizers", "tiktoken"))
-        peers = ", ".join(
-            f"{name} {value:,.0f} µs"
-            for name, value in zip(("tokenizers", "tiktoken"), theirs, strict=True)
-        )
-        ratios = ", ".join(f"{value / ours:.1f}" for value in theirs)
-        lines.append(
-            f"| encode one prompt of {chars} characters | {ours:,.0f} µs | {peers} | {ratios} |"
-        )
-    return lines
 
 
 if __name__ == "__main__":

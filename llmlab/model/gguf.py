@@ -20,10 +20,14 @@ import numpy as np
 
 from llmlab.errors import ModelError
 from llmlab.model.gguf_blocks import FORMATS, UNREAD_NAMES, BlockFormat, dequantize
+from llmlab.tokenizers.files.gguf_writer import (
+    ARRAY_TYPE,
+    BOOL_TYPE,
+    MAGIC,
+    NUMBER_TYPES,
+    STRING_TYPE,
+)
 
-_NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4",
-            10: "<u8", 11: "<i8", 12: "<f8"}  # fmt: skip
-_BOOL, _STRING, _ARRAY = 7, 8, 9
 _MAX_DIMS = 4
 _MAX_NESTING = 4
 _SMALLEST_INFO = 8 + 4 + 8 + 4 + 8  # bytes of a tensor info with an empty name and one dimension
@@ -70,7 +74,7 @@ class GgufFile:
         if not self.path.is_file():
             raise ModelError(f"{self.path} is not a file; give the path of a .gguf file")
         with self.path.open("rb") as file:
-            if file.read(4) != b"GGUF":
+            if file.read(4) != MAGIC:
                 raise ModelError(f"{self.path} is not a GGUF file: it does not start with `GGUF`")
         self._bytes = np.memmap(self.path, np.uint8, mode="r")
         cursor = _Cursor(self._bytes, self.path)
@@ -163,26 +167,26 @@ def _read_pairs(cursor: _Cursor, count: int) -> dict[str, Any]:
 
 
 def _read_value(cursor: _Cursor, kind: int, key: str, nesting: int) -> Any:
-    if kind in _NUMBERS:
-        dtype = np.dtype(_NUMBERS[kind])
+    if kind in NUMBER_TYPES:
+        dtype = np.dtype(NUMBER_TYPES[kind])
         return np.frombuffer(cursor.take(dtype.itemsize, key), dtype)[0].item()
-    if kind == _BOOL:
+    if kind == BOOL_TYPE:
         return cursor.number("<B", key) != 0
-    if kind == _STRING:
+    if kind == STRING_TYPE:
         return cursor.text(key)
-    if kind == _ARRAY and nesting < _MAX_NESTING:
+    if kind == ARRAY_TYPE and nesting < _MAX_NESTING:
         return _read_array(cursor, key, nesting + 1)
     raise ModelError(f"{cursor.path}: metadata {key!r} has the unknown value type {kind}")
 
 
 def _read_array(cursor: _Cursor, key: str, nesting: int) -> Any:
     kind = cursor.number("<I", f"the item type of {key}")
-    if kind in _NUMBERS or kind == _BOOL:
-        dtype = np.dtype(_NUMBERS.get(kind, "?"))
+    if kind in NUMBER_TYPES or kind == BOOL_TYPE:
+        dtype = np.dtype(NUMBER_TYPES.get(kind, "?"))
         count = cursor.count(f"items of {key}", dtype.itemsize)
         return np.frombuffer(cursor.take(count * dtype.itemsize, key), dtype).copy()
     read: Callable[[], Any]
-    if kind == _STRING:
+    if kind == STRING_TYPE:
         smallest, read = 8, lambda: cursor.text(key)
     else:
         smallest, read = 12, lambda: _read_value(cursor, kind, key, nesting)

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from llmlab.errors import ModelError, TokenizerError
 from llmlab.model.gguf import GgufFile
 from llmlab.tokenizers import Tokenizer
+from llmlab.tokenizers.files.gguf_vocab import CONTROL, UNUSED, USER_DEFINED
 from llmlab.tokenizers.splits import Split, split_of_gguf
 
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 _SAME_SPLIT = {
     "deepseek-r1-qwen": "qwen2",
     "llama-v3": "llama-bpe",
@@ -46,11 +46,11 @@ def gguf_tokenizer(file: GgufFile) -> Tokenizer:
     try:
         split = _split(file)
         return Tokenizer.from_vocab(
-            {token: at for at, token in enumerate(tokens) if types[at] != _UNUSED},
+            {token: at for at, token in enumerate(tokens) if types[at] != UNUSED},
             _list(file, "merges"),
             split=split.name,
-            special_tokens=[token for at, token in enumerate(tokens) if types[at] == _CONTROL],
-            added_tokens=[token for at, token in enumerate(tokens) if types[at] == _USER_DEFINED],
+            special_tokens=[token for at, token in enumerate(tokens) if types[at] == CONTROL],
+            added_tokens=[token for at, token in enumerate(tokens) if types[at] == USER_DEFINED],
             bos_token=_token(file, "bos", tokens),
             eos_token=_token(file, "eos", tokens),
             pad_token=_token(file, "padding", tokens),

@@ -49,22 +49,24 @@ class Alignment:
         Args:
             segments: what the normaliser made of `text`, side by side and in order.
         """
-        replacements, first, last = [], [], []
-        at = 0
-        for length, replacement in segments:
-            replacements.append(replacement)
-            if replacement == self.text[at : at + length]:
-                first += range(at, at + length)
-                last += range(at, at + length)
-            else:
-                first += [at] * len(replacement)
-                last += [at + length - 1] * len(replacement)
-            at += length
-        lows, highs = np.array(first, np.int64), np.array(last, np.int64)
+        pairs = list(segments)
+        lengths = np.array([length for length, _ in pairs], np.int64)
+        sizes = np.array([len(replacement) for _, replacement in pairs], np.int64)
+        at = np.cumsum(lengths) - lengths  # where each segment starts
+        unchanged = (lengths == sizes) & (lengths > 1)
+        for i in np.flatnonzero(unchanged):
+            unchanged[i] = self.text.startswith(pairs[i][1], at[i])
+        first = np.repeat(at, sizes)  # for each new character, the first one it comes from
+        last = first + np.repeat(lengths, sizes) - 1
+        inside = np.arange(len(first)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        kept = np.repeat(unchanged, sizes)
+        first[kept] += inside[kept]
+        last[kept] = first[kept]
         end = self.ends[-1:] if len(self.text) else np.zeros(1, np.int64)
-        starts = np.concatenate([self.starts, end])[lows]
-        ends = np.where(highs >= lows, np.concatenate([self.ends, end])[highs], starts)
-        return type(self)("".join(replacements), starts, np.maximum.accumulate(ends))
+        starts = np.concatenate([self.starts, end])[first]
+        ends = np.where(last >= first, np.concatenate([self.ends, end])[last], starts)
+        text = "".join(replacement for _, replacement in pairs)
+        return type(self)(text, starts, np.maximum.accumulate(ends))
 
 
 def token_offsets(

@@ -22,12 +22,14 @@ from llmlab.tokenizers.unicode_tables import (
     DROPPED,
     MOVABLE,
     NONSPACING,
+    CharacterClass,
 )
 
 _DROPPED = re.compile(f"[{DROPPED}]+")
 _SPACE = re.compile(f"[{CLEANED_SPACES}]")
 _CHINESE = re.compile(f"[{CHINESE}]")
 _NONSPACING = re.compile(f"[{NONSPACING}]+")
+_MOVABLE = CharacterClass(MOVABLE)
 _TWO_MOVABLE = re.compile(f"[{MOVABLE}]{{2}}")
 _BEYOND_ASCII = re.compile(r"([^\x00-\x7f]+)")
 
@@ -60,7 +62,8 @@ class Bert:
         parts[::2] = [part.translate(table.ascii) for part in parts[::2]]
         parts[1::2] = ["".join(map(table.__getitem__, part)) for part in parts[1::2]]
         normal = "".join(parts)
-        return self.step_by_step(text) if _TWO_MOVABLE.search(normal) else normal
+        moves = _MOVABLE.is_in(normal) and _TWO_MOVABLE.search(normal)
+        return self.step_by_step(text) if moves else normal
 
     def step_by_step(self, text: str) -> str:
         """Return the normalised text; the definition of `apply`."""
@@ -71,7 +74,7 @@ class Bert:
 
     def segments(self, text: str) -> Iterator[Segment]:
         """Yield what each stretch of the text becomes, most of them one character long."""
-        return segments_by_run(text, self._starts_run, self.apply)
+        return segments_by_run(text, self._starts_run, self.apply, _table(self).__getitem__)
 
     @property
     def component(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 It answers as `Encoder` does for the pipelines of this project. Ids are those of `tokenizers`, with
 one difference: text from a user can never become a special token (`guarded_content` says how).
-Not here: reading the file (files/foreign.py).
+This is the one module of the product that imports `tokenizers`, and it is loaded for such pipelines
+alone. Not here: reading the file (files/foreign.py).
 """
 
 import json

@@ -20,22 +20,28 @@ from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.compiled.counting import PieceCounts, count_pieces
 from llmlab.tokenizers.cuts import CUTS, Cut
 from llmlab.tokenizers.decoders import (
+    SPACE_MARK,
     ByteLevelDecoder,
     FusingDecoder,
+    SentencePieceDecoder,
     WordPieceDecoder,
 )
 from llmlab.tokenizers.models.bpe import ByteLevelBPE
+from llmlab.tokenizers.models.unigram import Unigram
 from llmlab.tokenizers.models.word_level import WordLevel
 from llmlab.tokenizers.models.wordpiece import WordPiece
-from llmlab.tokenizers.normalizers import Bert, count_normalized
+from llmlab.tokenizers.normalizers import Bert, Replace, count_normalized
 from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.plan import UNKNOWN, LearningPlan
-from llmlab.tokenizers.scan_rules import WHITESPACE_RULES, ScanRules
+from llmlab.tokenizers.scan_rules import METASPACE_RULES, WHITESPACE_RULES, ScanRules
 from llmlab.tokenizers.splits import find_split
 from llmlab.tokenizers.trainers.bpe import BYTE_CHARS, learn_bpe
+from llmlab.tokenizers.trainers.unigram import learn_unigram
 from llmlab.tokenizers.trainers.wordpiece import learn_wordpiece
 from llmlab.tokenizers.trainers.words import learn_characters, learn_words
 from llmlab.track import OnProgress
+
+NUM_BYTES = 256
 
 
 def learn(texts: Iterable[str], plan: LearningPlan, on_progress: OnProgress) -> Pipeline:
@@ -77,6 +83,33 @@ def _bpe(texts: Iterable[str], plan: LearningPlan, on_progress: OnProgress) -> P
         split=split,
         model=ByteLevelBPE(vocab=vocab, merges=tuple(merges)),
         decoder=ByteLevelDecoder(),
+    )
+
+
+def _unigram(texts: Iterable[str], plan: LearningPlan, on_progress: OnProgress) -> Pipeline:
+    special = (*plan.special_tokens, UNKNOWN)
+    learnt = learn_unigram(
+        _counted(texts, METASPACE_RULES, plan, on_progress),
+        vocab_size=plan.vocab_size - len(plan.special_tokens),
+        limit_alphabet=plan.limit_alphabet,
+        min_frequency=plan.min_frequency,
+        num_threads=plan.num_threads,
+        on_progress=on_progress,
+    )
+    pieces = [(piece, score) for piece, score in learnt.pieces[1:] if piece not in special]
+    model = Unigram(
+        pieces=(*((token, 0.0) for token in special), *pieces),
+        unk_id=len(plan.special_tokens),
+        byte_fallback=True,
+        unmatched=frozenset(range(len(special) + NUM_BYTES)),
+        single_precision=False,
+    )
+    return Pipeline(
+        added_tokens=_special(special, model.vocab),
+        normalizers=(Replace(" ", SPACE_MARK),),
+        split=CUTS["marks"],
+        model=model,
+        decoder=SentencePieceDecoder(),
     )
 
 

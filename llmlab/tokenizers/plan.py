@@ -66,10 +66,10 @@ class LearningPlan:
                 f"limit_alphabet={self.limit_alphabet} is not for algorithm='bpe', whose alphabet "
                 "is the 256 bytes; leave it out"
             )
-        if not self.num_reserved < self.vocab_size <= MAX_VOCAB_SIZE:
+        if not self.num_reserved <= self.vocab_size <= MAX_VOCAB_SIZE:
             raise ConfigError(
                 f"vocab_size={self.vocab_size} is out of range: {self._reserved} need "
-                f"more than {self.num_reserved}, and {MAX_VOCAB_SIZE} is the most"
+                f"at least {self.num_reserved}, and {MAX_VOCAB_SIZE} is the most"
             )
 
     @property

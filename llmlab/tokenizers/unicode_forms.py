@@ -13,17 +13,29 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal
 
 from llmlab.tokenizers.alignment import Segment
-from llmlab.tokenizers.unicode_tables import JOINED, LOWERED, MARKS, YOUNG
+from llmlab.tokenizers.unicode_tables import (
+    JOINED,
+    LOWERED,
+    MARKS,
+    YOUNG,
+    CharacterClass,
+)
 
 Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
-_YOUNG = re.compile(f"([{YOUNG}]+)")
+_ASCII_FIRST = re.compile(r"[\x00-\x7f]+(?![^\x00-\x7f])|[\s\S][^\x00-\x7f]*")
+"""ASCII that no mark follows, or one character and all that is not ASCII after it."""
+
+_YOUNG = CharacterClass(YOUNG)
+_YOUNG_RUNS = re.compile(f"([{YOUNG}]+)")
+_STRIPPED = CharacterClass(MARKS)
+_CAPITALS = CharacterClass("".join(rf"\U{ord(char):08x}" for char in LOWERED))
 _JOINED = re.compile(f"[{JOINED}]")
 _MARKS = re.compile(f"[{MARKS}]+")
-_LOWERED = re.compile(f"[{''.join(LOWERED)}]")
 _MAX_REMEMBERED = 2**14
 """Characters whose place in a run is remembered."""
 
@@ -37,15 +49,17 @@ class UnicodeForm:
     def apply(self, text: str) -> str:
         """Return the text in this form."""
         normal = unicodedata.normalize(self.form, text)
-        if normal == text or not _YOUNG.search(text):
+        if normal == text or not _YOUNG.is_in(text):
             return normal
-        parts = _YOUNG.split(text)  # what is young stays, and keeps its neighbours apart
+        parts = _YOUNG_RUNS.split(text)  # what is young stays, and keeps its neighbours apart
         parts[::2] = [unicodedata.normalize(self.form, part) for part in parts[::2]]
         return "".join(parts)
 
     def segments(self, text: str) -> Iterator[Segment]:
         """Yield what each stretch of the text becomes."""
-        return segments_by_run(text, lambda char: starts_run(char, self.form), self.apply)
+        return segments_by_run(
+            text, lambda char: starts_run(char, self.form), self.apply, self.apply
+        )
 
     @property
     def component(self) -> dict[str, Any]:
@@ -62,7 +76,9 @@ class Lowercase:
         if text.isascii():
             return text.lower()
         lowered = text.replace("Σ", "σ").lower()  # else the end of a word would get ς
-        return _LOWERED.sub(lambda match: LOWERED[match[0]], lowered)
+        if _CAPITALS.is_in(lowered):
+            return "".join(LOWERED.get(char, char) for char in lowered)
+        return lowered
 
     def segments(self, text: str) -> Iterator[Segment]:
         """Yield what each character becomes."""
@@ -80,7 +96,7 @@ class StripAccents:
 
     def apply(self, text: str) -> str:
         """Return the text without marks."""
-        return text if text.isascii() else _MARKS.sub("", text)
+        return text if text.isascii() else _STRIPPED.drop(text)
 
     def segments(self, text: str) -> Iterator[Segment]:
         """Yield what each stretch of the text becomes."""
@@ -100,7 +116,7 @@ class StripAccents:
 @lru_cache(maxsize=_MAX_REMEMBERED)
 def starts_run(char: str, form: Form) -> bool:
     """Return whether nothing before a character can change what it becomes in a form."""
-    if _YOUNG.match(char):
+    if _YOUNG.is_in(char):
         return True
     decomposed: Form = "NFKD" if "K" in form else "NFD"
     first = unicodedata.normalize(decomposed, char)[0]
@@ -108,26 +124,38 @@ def starts_run(char: str, form: Form) -> bool:
 
 
 def segments_by_run(
-    text: str, starts: Callable[[str], bool], apply: Callable[[str], str]
+    text: str,
+    starts: Callable[[str], bool],
+    apply: Callable[[str], str],
+    apply_to_char: Callable[[str], str],
 ) -> Iterator[Segment]:
     """Yield the segments of a normaliser that changes runs of characters.
 
     Args:
         text: what is normalised.
-        starts: whether a run starts at a character, whatever stands before it.
+        starts: whether a run starts at a character, whatever stands before it; true of ASCII.
         apply: the normaliser; what it makes of a text is what it makes of the runs, joined.
+        apply_to_char: the same for one character.
     """
-    first = 0
-    for at in range(1, len(text) + 1):
-        if at == len(text) or starts(text[at]):
-            yield from _segments_of_run(text[first:at], apply)
-            first = at
+    for match in _ASCII_FIRST.finditer(text):
+        stretch = match[0]
+        if stretch.isascii():
+            yield from ((1, apply_to_char(char)) for char in stretch)
+            continue
+        edges = [at for at, char in enumerate(stretch) if not at or starts(char)]
+        for first, last in pairwise([*edges, len(stretch)]):
+            if last - first == 1:
+                yield 1, apply_to_char(stretch[first])
+            else:
+                yield from _segments_of_run(stretch[first:last], apply, apply_to_char)
 
 
-def _segments_of_run(run: str, apply: Callable[[str], str]) -> Iterator[Segment]:
+def _segments_of_run(
+    run: str, apply: Callable[[str], str], apply_to_char: Callable[[str], str]
+) -> Iterator[Segment]:
     """Yield characters that change on their own, at both ends, and the rest as one segment."""
     normal = apply(run)
-    alone = [apply(char) for char in run]
+    alone = [apply_to_char(char) for char in run]
     first, left = 0, 0
     while first < len(run) and normal.startswith(alone[first], left):
         yield 1, alone[first]
@@ -139,5 +167,4 @@ def _segments_of_run(run: str, apply: Callable[[str], str]) -> Iterator[Segment]
         right -= len(alone[last])
     if last > first:
         yield last - first, normal[left:right]
-    for single in alone[last:]:
-        yield 1, single
+    yield from ((1, single) for single in alone[last:])

@@ -6,8 +6,16 @@ has Unicode 14 to 16 by the version of Python. So a class that decides ids stand
 characters that `tokenizers` does not decompose are named. Not here: what is done with them
 (normalizers.py, bert.py, cuts.py).
 
-Each class is a string for use between the brackets of a regular expression.
+Each class is a string for use between the brackets of a regular expression. `re` finds characters
+up to U+FFFF in a table, but goes through ranges above it one by one for every character; what
+searches much text looks for those apart (CharacterClass).
 """
+
+import re
+
+_ITEM = re.compile(r"\\U[0-9a-f]{8}(?:-\\U[0-9a-f]{8})?")
+_FIRST_ABOVE = r"\U00010000"
+_ABOVE = re.compile("([\U00010000-\U0010ffff]+)")
 
 
 def _in_brackets(ranges: str) -> str:
@@ -17,6 +25,40 @@ def _in_brackets(ranges: str) -> str:
         rf"\U{int(first, 16):08x}" + (rf"-\U{int(last, 16):08x}" if last else "")
         for first, last in ends
     )
+
+
+def low_and_high(inside: str) -> tuple[str, str]:
+    """Return the part of a class up to U+FFFF, and the part above."""
+    items = _ITEM.findall(inside)
+    return (
+        "".join(item for item in items if item < _FIRST_ABOVE),
+        "".join(item for item in items if item >= _FIRST_ABOVE),
+    )
+
+
+class CharacterClass:
+    """Runs of characters of a class, found fast in any text.
+
+    Args:
+        inside: the class, as it stands between brackets.
+    """
+
+    def __init__(self, inside: str) -> None:
+        self._low = re.compile(f"[{low_and_high(inside)[0]}]+")
+        self._any = re.compile(f"[{inside}]+")
+
+    def is_in(self, text: str) -> bool:
+        """Return whether a character of the class is in the text."""
+        if self._low.search(text):
+            return True
+        return any(map(self._any.search, _ABOVE.findall(text)))
+
+    def drop(self, text: str) -> str:
+        """Return the text without the characters of the class."""
+        parts = _ABOVE.split(text)
+        parts[::2] = [self._low.sub("", part) for part in parts[::2]]
+        parts[1::2] = [self._any.sub("", part) for part in parts[1::2]]
+        return "".join(parts)
 
 
 SPACES = _in_brackets("9-d 20 85 a0 1680 2000-200a 2028-2029 202f 205f 3000")

@@ -1,5 +1,6 @@
 """Read the `model` entry of tokenizer.json; each model writes its own (`component`)."""
 
+from collections.abc import Set
 from typing import Any
 
 from llmlab.errors import UnsupportedPart
@@ -20,8 +21,12 @@ _UNUSED_BPE = {
 }
 
 
-def read_model(entry: dict[str, Any]) -> Model:
+def read_model(entry: dict[str, Any], special_ids: Set[int]) -> Model:
     """Build the model that a `model` entry describes.
+
+    Args:
+        entry: as it stands in the file.
+        special_ids: ids that no text may become.
 
     Raises:
         UnsupportedPart: it is none of ours.
@@ -38,7 +43,7 @@ def read_model(entry: dict[str, Any]) -> Model:
                 max_chars=entry["max_input_chars_per_word"],
             )
         case "Unigram":
-            return _read_unigram(entry)
+            return _read_unigram(entry, special_ids)
         case "WordLevel":
             return WordLevel(vocab=entry["vocab"], unknown_token=entry["unk_token"])
         case kind:
@@ -57,7 +62,7 @@ def _read_bpe(entry: dict[str, Any]) -> ByteLevelBPE:
     )
 
 
-def _read_unigram(entry: dict[str, Any]) -> Unigram:
+def _read_unigram(entry: dict[str, Any], special_ids: Set[int]) -> Unigram:
     pieces = tuple((str(piece), float(score)) for piece, score in entry["vocab"])
     falls_back = bool(entry.get("byte_fallback"))
     unmatched = {
@@ -67,7 +72,7 @@ def _read_unigram(entry: dict[str, Any]) -> Unigram:
         pieces=pieces,
         unk_id=entry["unk_id"],
         byte_fallback=falls_back,
-        unmatched=frozenset(unmatched),
+        unmatched=frozenset(unmatched | special_ids),
         single_precision=False,
     )
 

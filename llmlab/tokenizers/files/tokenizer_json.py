@@ -56,12 +56,12 @@ def read_pipeline(content: dict[str, Any]) -> Pipeline:
 
 
 def _read(content: dict[str, Any]) -> Pipeline:
-    model = read_model(content["model"])
     known = {field.name for field in fields(AddedToken)}
     added = [
         AddedToken(**{key: value for key, value in token.items() if key in known})
         for token in content.get("added_tokens") or []
     ]
+    model = read_model(content["model"], {token.id for token in added if token.special})
     ids = [*model.vocab.values(), *(token.id for token in added)]
     if not all(type(number) is int and 0 <= number < _MAX_IDS for number in ids):
         raise ValueError(f"an id is not a whole number from 0 to {_MAX_IDS - 1}")

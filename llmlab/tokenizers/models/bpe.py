@@ -1,9 +1,10 @@
 """Byte-pair encoding of one pre-token, and the cache in front of it.
 
 The lowest-ranked merge is applied first, the leftmost of equals, one at a time, until none
-applies: a queue of candidates over a linked list, so a pre-token of n bytes takes O(n log n), not
-O(n^2). Words repeat (Zipf), so nearly every pre-token of a text comes from the cache. Not here:
-cutting text into pre-tokens (splits.py), learning merges (trainers/bpe.py).
+applies. Words are short, so that looking at every candidate finds it soonest; a longer pre-token
+has a queue of candidates over a linked list, and n bytes take O(n log n), not O(n^2). Words
+repeat (Zipf), so nearly every pre-token of a text comes from the cache. Not here: cutting text into
+pre-tokens (splits.py), learning merges (trainers/bpe.py), the compiled twin (compiled/merging.py).
 
 Source: Sennrich et al., arXiv:1508.07909.
 """
@@ -25,6 +26,11 @@ _MAX_CACHED = 2**17
 
 _MAX_CACHED_CHARS = 64
 """A longer pre-token is no word and will hardly come again."""
+
+_SHORT_LEN = 32
+"""Ids up to which looking at every candidate takes no longer than the queue (measured)."""
+
+_NO_MERGE = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +118,8 @@ class BPE:
         data = utf8(piece)
         if self.whole_words and (whole := self.whole_words.get(spell(data))) is not None:
             return [whole]
-        return self._merge(self._ids_of_bytes(data))
+        ids = self._ids_of_bytes(data)
+        return self._merge_short(ids) if len(ids) <= _SHORT_LEN else self._merge(ids)
 
     def spans(self, piece: str) -> Iterator[tuple[int, int, int]]:
         """Yield (id, start, end) in characters; part of a character covers the whole of it."""
@@ -156,11 +163,22 @@ class BPE:
         return self._merge(self._ids_of_bytes(utf8(piece)), lambda: rng.random() < dropout)
 
     def _ids_of_bytes(self, data: bytes) -> list[int]:
-        return [token for byte in data if (token := self.byte_ids[byte]) is not None]
+        return [token for token in map(self.byte_ids.__getitem__, data) if token is not None]
+
+    def _merge_short(self, ids: list[int]) -> list[int]:
+        ranks = self._ranks
+        found = [ranks.get(pair, _NO_MERGE) for pair in pairwise(ids)]
+        while found and (rank := min(found)) < _NO_MERGE:
+            at = found.index(rank)
+            ids[at] = self._made[rank]
+            del ids[at + 1], found[at]
+            if at > 0:
+                found[at - 1] = ranks.get((ids[at - 1], ids[at]), _NO_MERGE)
+            if at < len(found):
+                found[at] = ranks.get((ids[at], ids[at + 1]), _NO_MERGE)
+        return ids
 
     def _merge(self, ids: list[int], is_dropped: Callable[[], bool] | None = None) -> list[int]:
-        if len(ids) < 2:
-            return ids
         ranks, end = self._ranks, len(ids)
         after = list(range(1, end + 1))
         before = list(range(-1, end - 1))

@@ -8,6 +8,7 @@ SentencePiece; texts in bulk go through compiled/lattice.py. Not here: learning 
 Source: Kudo, arXiv:1804.10959; Kudo and Richardson, arXiv:1808.06226.
 """
 
+import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ UNKNOWN_PENALTY = 10.0
 """How much less probable than the rarest piece a character without a piece is (nats)."""
 
 SCORE_LIMIT = 100_000.0
-"""A sum past it starts again from zero, so that long texts keep their float32 digits."""
+"""A sum past it starts again from zero, so that long texts keep their digits in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,11 @@ class Unigram:
         ]
 
     @property
+    def score_limit(self) -> float:
+        """Where sums start again from zero."""
+        return SCORE_LIMIT if self.single_precision else math.inf
+
+    @property
     def number_type(self) -> str:
         """`array` type code of the sums."""
         return "f" if self.single_precision else "d"
@@ -103,6 +109,7 @@ class UnigramEncoder:
         self._scores = model.scores
         self._unknown_score = model.unknown_score
         self._number_type = model.number_type
+        self._limit = model.score_limit
         self._unknown = UnknownCharacters(
             vocab, unk_id=model.unk_id, byte_fallback=model.byte_fallback
         )
@@ -133,7 +140,7 @@ class UnigramEncoder:
         came_from = [-1] * (size + 1)
         tokens = [NO_PIECE] * (size + 1)
         for start in range(size):
-            if abs(best[start]) > SCORE_LIMIT:
+            if abs(best[start]) > self._limit:
                 _restart(best, came_from, start)
             for token, end in self._edges(text, start):
                 score = self._unknown_score if token == NO_PIECE else self._scores[token]

@@ -25,7 +25,7 @@ class UnknownCharacters:
         self, vocab: Mapping[str, int], *, unk_id: int | None, byte_fallback: bool
     ) -> None:
         self._unk_id = unk_id
-        self._byte_ids = _byte_ids(vocab) if byte_fallback else None
+        self._byte_ids = byte_ids(vocab) if byte_fallback else None
 
     def filled(
         self, text: str, path: Iterable[tuple[int, int, int]]
@@ -63,7 +63,12 @@ class UnknownCharacters:
             )
 
 
-def _byte_ids(vocab: Mapping[str, int]) -> list[int]:
+def byte_ids(vocab: Mapping[str, int]) -> list[int]:
+    """Return the id of each byte's piece, `<0x00>` to `<0xFF>`.
+
+    Raises:
+        TokenizerError: a byte has none.
+    """
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     missing = [piece for piece in pieces if piece not in vocab]
     if missing:

@@ -13,6 +13,7 @@ Sources: Schuster and Nakajima 2012 (ICASSP); Wu et al., arXiv:1609.08144; Devli
 arXiv:1810.04805.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -102,8 +103,11 @@ class _Spelled:
     def __init__(self, words: Mapping[str, int]) -> None:
         self.counts = np.fromiter(words.values(), np.int64, len(words))
         lengths = np.fromiter(map(len, words), np.int64, len(words))
-        text = "".join(words).encode("utf-32-le", "surrogatepass")
-        self._chars, self._char_of = np.unique(np.frombuffer(text, "<u4"), return_inverse=True)
+        codes = np.frombuffer("".join(words).encode("utf-32-le", "surrogatepass"), "<u4")
+        seen = np.zeros(sys.maxunicode + 1, bool)
+        seen[codes] = True
+        self._chars = np.flatnonzero(seen)
+        self._char_of = (np.cumsum(seen) - 1)[codes]
         self._word_of = np.repeat(np.arange(len(words)), lengths)
         self._begins = np.zeros(len(self._char_of), bool)
         self._begins[np.cumsum(lengths) - lengths] = True

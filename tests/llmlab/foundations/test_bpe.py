@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
 from llmlab.foundations.bpe import count_pairs, encode_bpe, join, train_bpe
+from llmlab.tokenizers.alphabet import CHARS, spell
+from llmlab.tokenizers.models.bpe import BPE
 
 WORDS = st.dictionaries(
     st.text(alphabet="abcé", min_size=1, max_size=8), st.integers(1, 9), min_size=1, max_size=8
@@ -61,3 +63,14 @@ def test_merges_and_tokens_are_those_of_tokenizers(counts, num_merges, word):
     assert learnt == [left + right for left, right in merges]
     known = "".join(char for char in word if char in vocab)
     assert encode_bpe(known, merges) == reference.encode(known).tokens
+
+
+@settings(max_examples=100, deadline=None)
+@given(WORDS, st.integers(0, 20), st.text(alphabet="abcé🙂", min_size=1, max_size=30))
+def test_encoder_of_the_library_gives_these_tokens(counts, num_merges, word):
+    spelled = {spell(known.encode()): count for known, count in counts.items()}
+    merges = train_bpe(spelled, num_merges, min_frequency=1)
+    tokens = [*sorted(CHARS), *(left + right for left, right in merges)]
+    model = BPE({token: i for i, token in enumerate(tokens)}, merges, whole_words={})
+    for text in (*counts, word):
+        assert [tokens[i] for i in model.encode(text)] == encode_bpe(spell(text.encode()), merges)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import models
 
 from llmlab.foundations.wordpiece import encode_wordpiece, glue, join, spell, train_wordpiece
+from llmlab.tokenizers.models.wordpiece import WordPiece
 
 TEXT = st.text(alphabet="abé", min_size=1, max_size=8)
 
@@ -42,9 +43,12 @@ def test_longest_match_first():
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(TEXT, st.integers(1, 9), max_size=6), st.integers(0, 20), TEXT)
-def test_tokens_are_those_of_tokenizers(counts, vocab_size, word):
+def test_tokens_are_those_of_tokenizers_and_of_the_library(counts, vocab_size, word):
     vocab = [*train_wordpiece(counts, vocab_size), "[UNK]"]
     ids = {token: number for number, token in enumerate(vocab)}
     reference = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    model = WordPiece(ids)
     for text in (*counts, word):
-        assert encode_wordpiece(text, ids) == reference.encode(text).tokens
+        tokens = encode_wordpiece(text, ids)
+        assert tokens == reference.encode(text).tokens
+        assert tokens == [vocab[number] for number in model.encode(text)]

@@ -172,7 +172,7 @@ def greedy(ids, ranks):
 
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12),
-    st.text("abc", max_size=30),
+    st.text("abc", max_size=60),
 )
 def test_merging_follows_the_definition_for_any_order_of_merges(choices, text):
     # Also orders no training gives, where a merge ranks below one of its parts.

@@ -4,6 +4,7 @@ import json
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from llmlab.foundations.bpe import train_bpe
 from llmlab.tokenizers import Tokenizer
 from llmlab.tokenizers.alphabet import spell
 from llmlab.tokenizers.compiled.counting import MAX_PIECE_BYTES, PieceCounts, count_pieces
+from llmlab.tokenizers.compiled.learning import learn_pairs
 from llmlab.tokenizers.files.tokenizer_json import write_pipeline
 from llmlab.tokenizers.splits import find_split
 from llmlab.tokenizers.tokenizer import SPECIAL_TOKENS
@@ -200,6 +202,22 @@ def test_table_of_pairs_grows():
     assert ["".join(merge) for merge in learn(counts, 20_000)] == expected
 
 
+def test_more_symbols_than_can_be_placed():
+    num_symbols = 2**31
+    symbols = np.broadcast_to(np.int32(0), (num_symbols,))  # takes no memory
+    with pytest.raises(DataError, match=r"have 2147483648 bytes .*; give less text"):
+        next(
+            learn_pairs(
+                symbols,
+                np.array([0, num_symbols]),
+                np.array([1]),
+                num_symbols=256,
+                num_merges=1,
+                min_frequency=2,
+            )
+        )
+
+
 def test_progress_is_reported():
     rows = []
     merges = learn({"abcdefgh": 5}, 20, on_progress=rows.append)
@@ -252,5 +270,5 @@ def test_empty_corpus(texts):
 def test_unknown_choices():
     with pytest.raises(ConfigError, match=r"split='qwen3'.*did you mean 'qwen2'"):
         Tokenizer.train(CORPUS, vocab_size=300, split="qwen3")
-    with pytest.raises(ConfigError, match=r"algorithm='unigram'.*'bpe'"):
-        Tokenizer.train(CORPUS, vocab_size=300, algorithm="unigram")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"algorithm='bbpe'.*'bpe', 'unigram'"):
+        Tokenizer.train(CORPUS, vocab_size=300, algorithm="bbpe")  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """WordPiece, character and word vocabularies: `tokenizers`, the textbook, limits, errors."""
 
 from collections import Counter
+from functools import cache
 
 import pytest
 import tokenizers
@@ -42,6 +43,16 @@ def train_reference(texts, **options):
     return sorted(vocab, key=vocab.__getitem__)
 
 
+@cache
+def trained_on_shakespeare(vocab_size):
+    return train_reference([shakespeare()], vocab_size=vocab_size, min_frequency=2)
+
+
+@cache
+def words_of_shakespeare():
+    return bert_words([shakespeare()])
+
+
 def characters_of(vocab):
     """The tokens of one character, the first ones that are not special."""
     singles = [token for token in vocab if len(token.removeprefix("##")) == 1]
@@ -52,10 +63,9 @@ def characters_of(vocab):
 @pytest.mark.parametrize("vocab_size", [1000, 8000])
 def test_vocabulary_is_that_of_tokenizers_on_shakespeare_in_its_order(vocab_size):
     # `tokenizers` numbers continued characters in the order of a hash map: it has to be taken over.
-    text = shakespeare()
-    reference = train_reference([text], vocab_size=vocab_size, min_frequency=2)
+    reference = trained_on_shakespeare(vocab_size)
     vocab = learn_wordpiece(
-        bert_words([text]), vocab_size=vocab_size, alphabet=characters_of(reference)
+        words_of_shakespeare(), vocab_size=vocab_size, alphabet=characters_of(reference)
     )
     assert vocab == reference
 
@@ -73,9 +83,8 @@ def test_vocabulary_is_that_of_tokenizers_on_hard_text_in_its_order():
 
 
 def test_first_difference_to_tokenizers_is_the_order_of_the_continued_characters():
-    text = shakespeare()
-    reference = train_reference([text], vocab_size=1000, min_frequency=2)
-    vocab = learn_wordpiece(bert_words([text]), vocab_size=1000)
+    reference = trained_on_shakespeare(1000)
+    vocab = learn_wordpiece(words_of_shakespeare(), vocab_size=1000)
     num_plain = len(SPECIAL_TOKENS) + sum(len(token) == 1 for token in vocab)
     assert vocab[:num_plain] == reference[:num_plain]
     ours, theirs = characters_of(vocab), characters_of(reference)
