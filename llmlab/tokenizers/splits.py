@@ -107,12 +107,20 @@ _SMOLLM_COMPONENT = {
 SPLITS: dict[str, Split] = {
     split.name: split
     for split in (
-        Split("gpt2", _GPT2, _byte_level(use_regex=True), ScanRules(GPT2, 0, 1, 0), "gpt-2"),
+        Split(
+            "gpt2", _GPT2, _byte_level(use_regex=True), ScanRules(GPT2, spaced_numbers=1), "gpt-2"
+        ),
         Split("cl100k", _CL100K, _by_expression(_CL100K), ScanRules(CL100K, 3, whole_at_end=1)),
         Split("llama3", _LLAMA3, _by_expression(_LLAMA3), ScanRules(CL100K, 3), "llama-bpe"),
         Split("qwen2", _QWEN2, _by_expression(_QWEN2), ScanRules(CL100K, 1), "qwen2"),
         Split("o200k", _O200K, _by_expression(_O200K), ScanRules(O200K, 3), "gpt-4o"),
-        Split("smollm", _SMOLLM, _SMOLLM_COMPONENT, ScanRules(GPT2, 1, 0, 1), "smollm"),
+        Split(
+            "smollm",
+            _SMOLLM,
+            _SMOLLM_COMPONENT,
+            ScanRules(GPT2, 1, whole_before_numbers=1),
+            "smollm",
+        ),
     )
 }
 """The ways of published models.
