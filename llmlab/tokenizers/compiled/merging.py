@@ -108,11 +108,14 @@ def _merge_short(ids: Any, first: int, num_ids: int, pairs: Any, becomes: Any) -
 @compiled
 def _merge_long(ids: Any, first: int, num_ids: int, pairs: Any) -> int:
     """Merge with a heap over a linked list; takes about 50 bytes of memory an id."""
-    made = ids[first : first + num_ids].copy()
-    after = np.arange(1, num_ids + 1).astype(np.uint32)
-    before = np.arange(-1, num_ids - 1).astype(np.int32)
-    becomes = np.full(num_ids, NONE)
+    made = np.empty(num_ids, np.uint32)
+    after = np.empty(num_ids, np.uint32)
+    before = np.empty(num_ids, np.int32)
+    becomes = np.empty(num_ids, np.uint64)
     heap = np.empty(3 * num_ids, np.uint64)  # a merge adds two candidates at most
+    for at in range(num_ids):
+        made[at], after[at], before[at] = ids[first + at], at + 1, at - 1
+    becomes[num_ids - 1] = NONE
     size = 0
     for at in range(num_ids - 1):
         size = _offer(heap, size, becomes, at, _becomes(pairs, made[at], made[at + 1]))

@@ -15,7 +15,6 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import BertWordPieceTokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer
 
 from llmlab.data import stdlib_docstrings
 from llmlab.errors import TokenizerError
@@ -25,7 +24,7 @@ from llmlab.tokenizers.cuts import CUTS
 from llmlab.tokenizers.models.word_level import WordLevel
 from llmlab.tokenizers.models.wordpiece import WordPiece
 from llmlab.tokenizers.pipeline import Pipeline
-from tests.llmlab.tokenizers.samples import TORTURE
+from tests.llmlab.tokenizers.samples import TORTURE, auto_tokenizer
 
 _TOKENS = (
     *("[UNK]", "a", "b", "c", "ab", "abc", "##a", "##b", "##ab", "##abc", "##bcab"),
@@ -132,7 +131,7 @@ def test_corpora_as_tokenizers():
 
 def test_ids_as_transformers():
     texts = [*TORTURE, *random_texts(500, seed=3), "unaffable Żółć", "naïve café ½ ﬁne"]
-    theirs = AutoTokenizer.from_pretrained(bert_folder())(texts, add_special_tokens=False)
+    theirs = auto_tokenizer(bert_folder())(texts, add_special_tokens=False)
     assert [encode(text)[0] for text in texts] == theirs["input_ids"]
 
 
