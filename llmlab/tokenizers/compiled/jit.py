@@ -11,10 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numba
+from numba import njit
 from numba.core.caching import FunctionCache
-
-_njit: Any = numba.njit  # its types do not know `_nrt`
 
 _SOURCES = hashlib.sha256(
     b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
@@ -32,7 +30,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Arguments and results are numbers, numpy arrays and tuples of them. Inside, an int64 combined
     with a uint64 becomes a float64: hashes stay uint64 throughout.
     """
-    return _kept(_njit(nogil=True)(function), function)
+    return _kept(njit(nogil=True)(function), function)
 
 
 def compiled_inner(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,7 +39,8 @@ def compiled_inner(function: Callable[..., Any]) -> Callable[..., Any]:
     Without this, every call counts its references to each array up and down, atomically, which
     takes longer than cutting off a pre-token. Slices are arrays too; pass places instead.
     """
-    return _kept(_njit(nogil=True, _nrt=False)(function), function)
+    without_counting: Any = {"nogil": True, "_nrt": False}
+    return _kept(njit(**without_counting)(function), function)
 
 
 def _kept(dispatcher: Any, function: Callable[..., Any]) -> Callable[..., Any]:
