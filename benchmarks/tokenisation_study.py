@@ -144,7 +144,7 @@ class Study:
             out=place / "shards",
             overwrite=True,
             val_fraction=HELD_OUT,
-            num_workers=1,
+            num_threads=1,
         )
         pack(config)
         return place / "shards", tokenizer

@@ -1,5 +1,6 @@
-"""`llmlab tokenizer train`, `encode` and `decode`."""
+"""`llmlab tokenizer train`, `encode`, `decode` and `convert`."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from llmlab.errors import ConfigError, DataError
 from llmlab.outputs import check_free, whole_folder
 from llmlab.tokenizers import Tokenizer
-from llmlab.tokenizers.config import DecodeConfig, EncodeConfig, TrainConfig
+from llmlab.tokenizers.config import ConvertConfig, DecodeConfig, EncodeConfig, TrainConfig
 from llmlab.track import OnProgress, Progress
 
 
@@ -32,8 +33,8 @@ class Trained:
         )
         if self.vocab_size < self.requested_vocab_size:
             text += (
-                f"{self.requested_vocab_size:,} were asked for: the text has no more pairs that "
-                "occur twice; give more text for more\n"
+                f"{self.requested_vocab_size:,} were asked for: the text has no more patterns that "
+                "occur often enough; give more text for more\n"
             )
         return f"{text}{self.out}"
 
@@ -46,6 +47,34 @@ class Encoded:
 
     def __str__(self) -> str:
         return " ".join(map(str, self.ids))
+
+
+@dataclass(frozen=True)
+class EncodedWithOffsets:
+    """The ids of the text on stdin, and the characters each stands for."""
+
+    ids: list[int]
+    offsets: list[list[int]]
+    texts: list[str]
+
+    def __str__(self) -> str:
+        rows = zip(self.ids, self.offsets, self.texts, strict=True)
+        return "\n".join(
+            f"{token}\t{start}\t{end}\t{json.dumps(text, ensure_ascii=False)}"
+            for token, (start, end), text in rows
+        )
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What the user sees after a conversion."""
+
+    vocab_size: int
+    fingerprint: str
+    out: Path
+
+    def __str__(self) -> str:
+        return f"{self.vocab_size:,} tokens\n{self.out}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +99,11 @@ def train(config: TrainConfig) -> Trained:
         vocab_size=config.vocab_size,
         algorithm=config.algorithm,
         split=config.split,
+        digits=config.digits,
+        lowercase=config.lowercase,
+        min_frequency=config.min_frequency,
+        limit_alphabet=config.limit_alphabet,
+        special_tokens=config.special_tokens,
         on_progress=progress,
     )
     progress.close()
@@ -86,7 +120,7 @@ def train(config: TrainConfig) -> Trained:
     )
 
 
-def encode(config: EncodeConfig) -> Encoded:
+def encode(config: EncodeConfig) -> Encoded | EncodedWithOffsets:
     """Turn UTF-8 text on stdin into ids."""
     tokenizer = Tokenizer.load(config.tokenizer)
     try:
@@ -95,7 +129,12 @@ def encode(config: EncodeConfig) -> Encoded:
         raise DataError(
             f"stdin is not UTF-8 (byte {error.start}); convert it first, as with iconv"
         ) from error
-    return Encoded(tokenizer.encode(text, allow_special=config.allow_special))
+    if not config.offsets:
+        return Encoded(tokenizer.encode(text, allow_special=config.allow_special))
+    ids, offsets = tokenizer.encode_with_offsets(text, allow_special=config.allow_special)
+    return EncodedWithOffsets(
+        ids.tolist(), offsets.tolist(), [text[start:end] for start, end in offsets.tolist()]
+    )
 
 
 def decode(config: DecodeConfig) -> Decoded:
@@ -110,6 +149,20 @@ def decode(config: DecodeConfig) -> Decoded:
             )
         ids.append(int(word))
     return Decoded(tokenizer.decode(ids, skip_special_tokens=config.skip_special_tokens))
+
+
+def convert(config: ConvertConfig) -> Converted:
+    """Read a tokenizer in any format and write a folder or a GGUF vocabulary."""
+    from llmlab.tokenizers.files.gguf_vocab import write_vocab_gguf
+
+    check_free(config.out, overwrite=config.overwrite)
+    tokenizer = Tokenizer.load(config.source, split=config.split)
+    if config.out.suffix == ".gguf":
+        write_vocab_gguf(tokenizer, config.out)
+    else:
+        with whole_folder(config.out, overwrite=config.overwrite) as partial:
+            tokenizer.save(partial)
+    return Converted(tokenizer.vocab_size, tokenizer.fingerprint, config.out)
 
 
 class _Texts:

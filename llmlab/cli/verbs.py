@@ -21,7 +21,7 @@ VERBS: dict[str, Verb] = {
     "tokenizer train": Verb(
         "llmlab.tokenizers.config:TrainConfig",
         "llmlab.cli.tokenizer:train",
-        "learn a byte-level BPE vocabulary from text",
+        "learn a vocabulary from text (BPE, Unigram, WordPiece, characters, words)",
     ),
     "tokenizer encode": Verb(
         "llmlab.tokenizers.config:EncodeConfig",
@@ -32,6 +32,16 @@ VERBS: dict[str, Verb] = {
         "llmlab.tokenizers.config:DecodeConfig",
         "llmlab.cli.tokenizer:decode",
         "token ids on stdin to text on stdout",
+    ),
+    "tokenizer convert": Verb(
+        "llmlab.tokenizers.config:ConvertConfig",
+        "llmlab.cli.tokenizer:convert",
+        "tokenizer.json, tiktoken ranks or a SentencePiece model to a folder, or to GGUF",
+    ),
+    "tokenizer report": Verb(
+        "llmlab.tokenizers.report.config:ReportConfig",
+        "llmlab.cli.tokenizer_report:run",
+        "how well tokenizers fit texts, side by side, with a page to look at",
     ),
     "data pack": Verb(
         "llmlab.data.config:PackConfig",

@@ -30,5 +30,5 @@ class PackConfig:
     shard_tokens: int = 2**27
     """Tokens in one shard file; the last one is shorter."""
 
-    num_workers: int | None = None
-    """Processes that tokenize; unset means one a core once a corpus is large enough to repay it."""
+    num_threads: int | None = None
+    """Threads that tokenize; unset means one a core."""

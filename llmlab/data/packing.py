@@ -143,8 +143,8 @@ def _check(config: PackConfig) -> None:
         raise ConfigError(f"val_fraction={config.val_fraction} is not between 0 and 0.5; try 0.02")
     if config.shard_tokens < 1:
         raise ConfigError(f"shard_tokens={config.shard_tokens} is below 1; try 134217728")
-    if config.num_workers is not None and config.num_workers < 1:
-        raise ConfigError(f"num_workers={config.num_workers} is below 1; leave it unset or use 1")
+    if config.num_threads is not None and config.num_threads < 1:
+        raise ConfigError(f"num_threads={config.num_threads} is below 1; leave it unset or use 1")
 
 
 class _Run:
@@ -173,9 +173,7 @@ class _Run:
         with splits["train"], splits["val"]:
             parts = self._parts(tail_of)
             keyed = ((part, part.data.decode()) for part in parts)
-            for part, ids in encode_documents(
-                keyed, tokenizer, config.tokenizer, config.num_workers
-            ):
+            for part, ids in encode_documents(keyed, tokenizer, config.num_threads):
                 splits[part.split].add(np.concatenate([ids, eos]), len(part.data))
                 self._report(splits)
         return {

@@ -71,6 +71,16 @@ CUTS: dict[str, Cut] = {
         ),
         Cut("words", _WORDS, _isolated(_WORDS)),  # words, other characters, white space
         Cut("chars", _CHARS, _isolated(_CHARS)),
+        Cut(  # SentencePiece's words, each with the mark of the space before it
+            "marks",
+            "\u2581[^\u2581]*|[^\u2581]+",
+            {
+                "type": "Split",
+                "pattern": {"String": "\u2581"},
+                "behavior": "MergedWithNext",
+                "invert": False,
+            },
+        ),
         Cut("whitespace", rf"\w+|[^\w{SPACES}]+", {"type": "Whitespace"}),
         Cut("whitespace_split", f"[^{SPACES}]+", {"type": "WhitespaceSplit"}),
     )

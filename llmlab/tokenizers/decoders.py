@@ -15,7 +15,7 @@ from llmlab.tokenizers.alphabet import unspell
 SPACE_MARK = "▁"
 """U+2581, which stands for a space in SentencePiece vocabularies."""
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SentencePieceDecoder:
 
     def token_bytes(self, token: str) -> bytes:
         """Return the bytes of a token."""
-        if byte := _BYTE_TOKEN.fullmatch(token):
+        if byte := BYTE_TOKEN.fullmatch(token):
             return bytes([int(byte[1], 16)])
         return token.replace(SPACE_MARK, " ").encode()
 

@@ -11,12 +11,12 @@ own library; characters newer than the older of the two may be cut differently.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import regex
 
-from llmlab.errors import ConfigError, TokenizerError, did_you_mean
+from llmlab.errors import ConfigError, TokenizerError, UnsupportedPart, did_you_mean
 from llmlab.tokenizers.scan_rules import CL100K, GPT2, O200K, ScanRules
 
 MAX_GROUPED_DIGITS = 3
@@ -85,10 +85,18 @@ class Split:
     gguf_pre: str | None = None
     """`tokenizer.ggml.pre` of a GGUF file; None when llama.cpp has no name for it."""
 
-    @property
+    @cached_property
     def pattern(self) -> regex.Pattern[str]:
-        """The compiled expression; `findall` cuts a text."""
+        """The compiled expression."""
         return regex.compile(self.expression)
+
+    def pieces(self, text: str) -> list[str]:
+        """Return the pieces of a text."""
+        return self.pattern.findall(text)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return start and end of each piece, in characters."""
+        return [match.span() for match in self.pattern.finditer(text)]
 
 
 _SMOLLM_COMPONENT = {
@@ -210,17 +218,17 @@ def split_of_component(component: dict[str, Any] | None) -> Split:
     """Return the split that a `pre_tokenizer` of tokenizer.json describes.
 
     Raises:
-        TokenizerError: it is none of ours; the message names the part that is not supported.
+        UnsupportedPart: it is none of ours; the message names the part that is not supported.
     """
     parts = _parts(component)
     if not parts or parts[-1]["type"] != "ByteLevel":
         names = " + ".join(part["type"] for part in parts) or "none"
-        raise TokenizerError(
+        raise UnsupportedPart(
             f"pre_tokenizer {names} is not supported yet; a byte-level one ends with ByteLevel"
         )
     *before, byte_level = parts
     if byte_level.get("add_prefix_space", True):
-        raise TokenizerError("pre_tokenizer ByteLevel with add_prefix_space is not supported yet")
+        raise UnsupportedPart("pre_tokenizer ByteLevel with add_prefix_space is not supported yet")
     stages = [_stage(part) for part in before]
     if byte_level.get("use_regex", True):
         stages.append(_GPT2)
@@ -228,7 +236,7 @@ def split_of_component(component: dict[str, Any] | None) -> Split:
         return SPLITS["smollm"]
     if len(stages) == 1 and stages[0] in _by_expressions():
         return _by_expressions()[stages[0]]
-    raise TokenizerError(
+    raise UnsupportedPart(
         f"pre_tokenizer with the expressions {stages} is not supported yet; "
         f"known ways to split: {', '.join(SPLITS)}"
     )
@@ -254,4 +262,4 @@ def _stage(part: dict[str, Any]) -> str:
         if expression and way in (("Isolated", False), ("Removed", True)):
             return expression
         kind = f"Split with pattern {part['pattern']} and behavior {way[0]}, invert {way[1]}"
-    raise TokenizerError(f"pre_tokenizer {kind} is not supported yet")
+    raise UnsupportedPart(f"pre_tokenizer {kind} is not supported yet")

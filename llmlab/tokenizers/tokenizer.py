@@ -4,37 +4,39 @@ Not here: how each step works (splits.py, added_tokens.py, bpe.py, trainer.py, c
 of the files (folder.py, tokenizer_json.py).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, Self
+from random import Random
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmlab.errors import ConfigError, DataError, TokenizerError
+from llmlab.errors import TokenizerError
 from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.chat import CHATML, ChatTemplate, Message
 from llmlab.tokenizers.chat_spans import render_guarded, render_spans
-from llmlab.tokenizers.encoder import Encoder, as_list
+from llmlab.tokenizers.decoders import ByteLevelDecoder
+from llmlab.tokenizers.encoder import Encoder, Encoding, as_list
 from llmlab.tokenizers.files.folder import ROLES, read_folder, write_folder
+from llmlab.tokenizers.files.foreign import ForeignPipeline
+from llmlab.tokenizers.files.tiktoken_ranks import is_rank_file, read_rank_file
+from llmlab.tokenizers.models.bpe import ByteLevelBPE
+from llmlab.tokenizers.normalizers import UnicodeForm
 from llmlab.tokenizers.pipeline import Pipeline
-from llmlab.tokenizers.splits import find_split
-from llmlab.tokenizers.stream import StreamDecoder
-from llmlab.tokenizers.trainer import BYTE_CHARS, count_pieces, learn_merges
-from llmlab.track import OnProgress, silent
-
-END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
-TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
-
-SPECIAL_TOKENS: tuple[str, ...] = (
+from llmlab.tokenizers.plan import (
     END_OF_TEXT,
-    PAD,
-    TURN_START,
+    SPECIAL_TOKENS,
     TURN_END,
-    *(f"<|reserved_{number}|>" for number in range(12)),
+    TURN_START,
+    Algorithm,
+    LearningPlan,
 )
-"""The special tokens of a tokenizer trained here; the reserved ones are for finetuning."""
+from llmlab.tokenizers.splits import find_split
+from llmlab.tokenizers.stream import SkippingStream, Stream
+from llmlab.track import OnProgress, silent
 
 _STOP_TOKENS = frozenset(
     [END_OF_TEXT, TURN_END, "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "</s>"]
@@ -57,12 +59,16 @@ class Tokenizer:
     """
 
     def __init__(
-        self, pipeline: Pipeline, *, names: Mapping[str, str], chat_template: str | None = None
+        self,
+        pipeline: Pipeline | ForeignPipeline,
+        *,
+        names: Mapping[str, str],
+        chat_template: str | None = None,
     ) -> None:
         self.pipeline = pipeline
         """What decides the ids."""
         self._names = dict(names)
-        self._encoder = Encoder(pipeline)
+        self._encoder = _encoder_of(pipeline)
         self._special_ids = frozenset(token.id for token in pipeline.added_tokens if token.special)
         for role, token in names.items():
             if token not in self._encoder.ids:
@@ -72,14 +78,21 @@ class Tokenizer:
     # -- making one --------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, folder: Path | str) -> Self:
-        """Read a tokenizer folder, or the tokenizer of a model folder.
+    def load(cls, path: Path | str, *, split: str | None = None) -> Self:
+        """Read a tokenizer.
+
+        Args:
+            path: a tokenizer or model folder, a tokenizer.json, or a rank file of tiktoken.
+            split: how text is cut, for a rank file that is none of the published ones.
 
         Raises:
-            TokenizerError: there is none, a file is damaged, or its pipeline is not supported yet
-                (the message names the part).
+            TokenizerError: there is none, or a file is damaged.
+            MissingExtraError: its pipeline is none of llmlab's, and `tokenizers` is not installed.
         """
-        pipeline, names, chat_template = read_folder(folder)
+        path = Path(path)
+        if is_rank_file(path):
+            return cls.from_vocab(**read_rank_file(path, split=split))
+        pipeline, names, chat_template = read_folder(path)
         return cls(pipeline, names=names, chat_template=chat_template)
 
     @classmethod
@@ -88,57 +101,59 @@ class Tokenizer:
         texts: Iterable[str],
         *,
         vocab_size: int,
-        algorithm: Literal["bpe"] = "bpe",
+        algorithm: Algorithm = "bpe",
         split: str = "qwen2",
+        digits: int | None = None,
+        lowercase: bool = False,
+        min_frequency: int = 2,
+        limit_alphabet: int | None = None,
         special_tokens: Sequence[str] = SPECIAL_TOKENS,
+        num_threads: int | None = None,
         on_progress: OnProgress = silent,
     ) -> Self:
         """Learn a vocabulary.
 
-        Ids are the special tokens in their order, the 256 bytes, then the merges as learnt.
+        Ids are the special tokens in their order, the alphabet, then the tokens as learnt.
         `<|endoftext|>` becomes eos, `<|pad|>` pad, and with `<|im_start|>` and `<|im_end|>` the
         tokenizer gets the ChatML template. Special tokens in the texts are plain text.
 
         Args:
-            texts: read once, one at a time.
-            vocab_size: tokens in all. When the texts run out of pairs that occur twice, the
-                tokenizer is smaller: see its `vocab_size`.
-            algorithm: only "bpe".
-            split: name of the way to cut text (splits.py).
+            texts: read once, a batch at a time (compiled/counting.py states the memory bound).
+            vocab_size: tokens in all. When the texts run out of patterns seen `min_frequency`
+                times, the tokenizer is smaller: see its `vocab_size`.
+            algorithm: "bpe" (bytes), "unigram", "wordpiece", "char" or "word" (learning.py says
+                what pipeline each one gets).
+            split: name of the way "bpe" cuts text (splits.py).
+            digits: longest run of digits in one token of "bpe", 1 to 3; None is the split's own.
+            lowercase: whether "wordpiece" folds case and drops accents, as uncased BERT does.
+            min_frequency: how often a pattern must be seen to become a token.
+            limit_alphabet: characters kept at most, the most frequent ones; "bpe" has all bytes.
             special_tokens: their texts, all different.
-            on_progress: called with the state of the counting and merging.
+            num_threads: None for all cores; the result does not depend on it.
+            on_progress: called with the state of the counting and learning.
 
         Raises:
-            ConfigError: `vocab_size` leaves no room for bytes and special tokens, or a choice is
-                not known.
+            ConfigError: `vocab_size` leaves no room for the alphabet and special tokens, or a
+                choice is not known.
             DataError: the texts are empty.
         """
-        if algorithm != "bpe":
-            raise ConfigError(f"algorithm={algorithm!r} is not known; the choice is 'bpe'")
-        first_merge = len(special_tokens) + len(BYTE_CHARS)
-        if not first_merge <= vocab_size <= 1_000_000:
-            raise ConfigError(
-                f"vocab_size={vocab_size} is out of range: 256 bytes and {len(special_tokens)} "
-                f"special tokens need at least {first_merge}, and 1000000 is the most"
-            )
-        way = find_split(split)
-        counts = count_pieces(texts, way, on_progress=on_progress)
-        if not counts:
-            raise DataError("the corpus is empty (no text at all); give texts to learn from")
-        merges = learn_merges(
-            counts,
-            vocab_size - first_merge,
-            reserved=frozenset(special_tokens),
-            on_progress=on_progress,
-        )
-        learnt = dict.fromkeys(left + right for left, right in merges)
-        return cls.from_vocab(
-            [*special_tokens, *BYTE_CHARS, *learnt],
-            merges,
+        plan = LearningPlan(
+            vocab_size=vocab_size,
+            algorithm=algorithm,
             split=split,
-            special_tokens=special_tokens,
-            eos_token=END_OF_TEXT if END_OF_TEXT in special_tokens else None,
-            pad_token=PAD if PAD in special_tokens else None,
+            digits=digits,
+            lowercase=lowercase,
+            min_frequency=min_frequency,
+            limit_alphabet=limit_alphabet,
+            special_tokens=tuple(special_tokens),
+            num_threads=num_threads,
+        )
+        # Loaded here: it needs the compiler, and few processes that hold a tokenizer learn one.
+        learning = import_module("llmlab.tokenizers.learning")
+        pipeline = learning.learn(texts, plan, on_progress)
+        return cls(
+            pipeline,
+            names=plan.roles,
             chat_template=CHATML if {TURN_START, TURN_END} <= set(special_tokens) else None,
         )
 
@@ -191,13 +206,16 @@ class Tokenizer:
         if add_bos and bos_token is None:
             raise TokenizerError("add_bos=True without a bos_token; give bos_token as well")
         pipeline = Pipeline(
-            vocab=vocab,
-            merges=tuple(_pair(merge) for merge in merges),
             split=find_split(split),
             added_tokens=tuple(sorted(added.values(), key=lambda token: token.id)),
-            normalizer=normalizer,
-            ignore_merges=ignore_merges,
+            normalizers=() if normalizer is None else (UnicodeForm(normalizer),),
+            model=ByteLevelBPE(
+                vocab=vocab,
+                merges=tuple(_pair(merge) for merge in merges),
+                ignore_merges=ignore_merges,
+            ),
             bos_tokens=(bos_token,) if add_bos and bos_token else (),
+            decoder=ByteLevelDecoder(),
         )
         named = zip(ROLES, (bos_token, eos_token, pad_token, unk_token), strict=True)
         names = {role: token for role, token in named if token is not None}
@@ -209,25 +227,78 @@ class Tokenizer:
 
     # -- text and ids ------------------------------------------------------------------------
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        allow_special: bool = False,
+        dropout: float = 0.0,
+        rng: Random | None = None,
+    ) -> list[int]:
         """Return the ids of a text; nothing is added.
 
         Args:
             text: any text without lone surrogates.
             allow_special: read special tokens in the text as such; otherwise they are text.
+            dropout: probability of leaving out a merge, which cuts the same text in another way
+                each time (BPE-dropout, arXiv:1910.13267); a regulariser of training, for "bpe".
+            rng: where the chance of `dropout` comes from.
 
         Raises:
-            TokenizerError: the text has a lone surrogate.
+            TokenizerError: the text has a lone surrogate, or `dropout` is asked of another
+                algorithm.
         """
+        if dropout:
+            if not isinstance(self._encoder, Encoder):
+                raise TokenizerError(f"dropout={dropout} needs a BPE tokenizer of llmlab's own")
+            return self._encoder.encode_with_dropout(
+                text, dropout, rng or Random(), allow_special=allow_special
+            )
         return self.encode_to_array(text, allow_special=allow_special).tolist()
 
     def encode_to_array(self, text: str, *, allow_special: bool = False) -> NDArray[np.uint32]:
         """Return the ids of a text as an array; much cheaper than a list for long texts."""
         return np.frombuffer(self._encoder.encode(text, allow_special=allow_special), np.uint32)
 
+    def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> Encoding:
+        """Return the ids of a text and the characters of it that each one stands for."""
+        return self._encoder.encode_with_offsets(text, allow_special=allow_special)
+
     def encode_batch(self, texts: Iterable[str], *, allow_special: bool = False) -> list[list[int]]:
-        """Return the ids of each text."""
-        return [self.encode(text, allow_special=allow_special) for text in texts]
+        """Return the ids of each text, as `encode` does, on all cores."""
+        arrays = self.encode_batch_to_arrays(texts, allow_special=allow_special)
+        return [array.tolist() for array in arrays]
+
+    def encode_batch_to_arrays(
+        self,
+        texts: Iterable[str],
+        *,
+        allow_special: bool = False,
+        num_threads: int | None = None,
+    ) -> list[NDArray[np.uint32]]:
+        """Return the ids of each text as arrays, on all cores: the fast way for a corpus.
+
+        Args:
+            texts: any number of texts of any length.
+            allow_special: as in `encode`.
+            num_threads: None for all cores.
+        """
+        return self._encoder.encode_batch(
+            list(texts), allow_special=allow_special, num_threads=num_threads
+        )
+
+    def encode_iter(
+        self, chunks: Iterable[str], *, allow_special: bool = False
+    ) -> Iterator[NDArray[np.uint32]]:
+        """Yield the ids of one long text that comes in chunks, such as a file read piecemeal.
+
+        The arrays joined are the ids of the chunks joined. Memory holds a few chunks.
+
+        Args:
+            chunks: cut anywhere.
+            allow_special: as in `encode`.
+        """
+        return self._encoder.encode_chunks(chunks, allow_special=allow_special)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of ids; bytes that are not UTF-8 become U+FFFD.
@@ -235,20 +306,17 @@ class Tokenizer:
         An id without a token (a model's vocabulary may be padded) stands for nothing.
         """
         skipped = self._special_ids if skip_special_tokens else frozenset()
-        kept = (self.token_bytes(token) for token in ids if int(token) not in skipped)
-        return b"".join(kept).decode("utf-8", "replace")
+        return self._encoder.decode([i for i in map(int, ids) if i not in skipped])
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes an id stands for; b"" for an id without a token."""
+        """Return the bytes an id stands for within a text; b"" for an id without a token."""
         known = self._encoder.token_bytes
         return known[token_id] if 0 <= token_id < len(known) else b""
 
-    def stream(self, *, skip_special_tokens: bool = False) -> StreamDecoder:
+    def stream(self, *, skip_special_tokens: bool = False) -> Stream:
         """Return a decoder for ids that come one at a time."""
-        if not skip_special_tokens:
-            return StreamDecoder(self.token_bytes)
-        special = self._special_ids
-        return StreamDecoder(lambda token: b"" if token in special else self.token_bytes(token))
+        stream = self._encoder.stream()
+        return SkippingStream(stream, self._special_ids) if skip_special_tokens else stream
 
     # -- chats -------------------------------------------------------------------------------
 
@@ -279,7 +347,8 @@ class Tokenizer:
         ids: list[int] = []
         for start, end, token in self._encoder.parts(chat.text, allow_special=True):
             if token is None:
-                ids += as_list(self._encoder.encode_part(chat.plain(start, end)))
+                part = self._encoder.encode_part(chat.plain(start, end), is_start=start == 0)
+                ids += as_list(part)
             else:
                 ids.append(token)
         return ids
@@ -300,7 +369,9 @@ class Tokenizer:
         for start, end, token in self._encoder.parts(chat.text, allow_special=True):
             spans = chat.spans_within(start, end)
             if token is None:
-                scored += self._encoder.encode_masked(chat.plain(start, end), spans)
+                scored += self._encoder.encode_masked(
+                    chat.plain(start, end), spans, is_start=start == 0
+                )
             else:
                 scored.append((token, bool(spans)))
         return [token for token, _ in scored], [is_said for _, is_said in scored]
@@ -340,6 +411,11 @@ class Tokenizer:
         """The id of what fills up a batch."""
         return self._id_of(self._names.get("pad_token"))
 
+    @property
+    def unk_token_id(self) -> int | None:
+        """The id of what text becomes that the vocabulary cannot spell."""
+        return self._id_of(self._names.get("unk_token"))
+
     @cached_property
     def bos_ids(self) -> list[int]:
         """What a prompt starts with: `[bos]` or `[]`."""
@@ -354,7 +430,7 @@ class Tokenizer:
     @property
     def split(self) -> str:
         """The name of the way text is cut."""
-        return self.pipeline.split.name
+        return self.pipeline.split.name if isinstance(self.pipeline, Pipeline) else "none of ours"
 
     @property
     def chat_template(self) -> str | None:
@@ -368,6 +444,15 @@ class Tokenizer:
 
     def _id_of(self, token: str | None) -> int | None:
         return None if token is None else self._encoder.ids.get(token)
+
+
+def _encoder_of(pipeline: Pipeline | ForeignPipeline) -> Any:
+    """Return what runs a pipeline: `Encoder`, or for a foreign one what answers the same."""
+    if isinstance(pipeline, Pipeline):
+        return Encoder(pipeline)
+    # Loaded late: it needs the package `tokenizers`, which is not always there.
+    foreign = import_module("llmlab.tokenizers.foreign_encoder")
+    return foreign.ForeignEncoder(pipeline)
 
 
 def _numbered(tokens: Sequence[str]) -> dict[str, int]:

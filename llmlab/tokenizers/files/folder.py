@@ -6,22 +6,29 @@ inside tokenizer_config.json, which is read too.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmlab.errors import TokenizerError
+from llmlab.errors import TokenizerError, UnsupportedPart
 from llmlab.outputs import whole_file
+from llmlab.tokenizers.files.foreign import ForeignPipeline
 from llmlab.tokenizers.files.tokenizer_json import read_pipeline, write_pipeline
 from llmlab.tokenizers.pipeline import Pipeline
+
+_log = logging.getLogger(__name__)
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 """The parts a special token can play, as tokenizer_config.json names them."""
 
 
 def write_folder(
-    folder: Path | str, pipeline: Pipeline, names: Mapping[str, str], chat_template: str | None
+    folder: Path | str,
+    pipeline: Pipeline | ForeignPipeline,
+    names: Mapping[str, str],
+    chat_template: str | None,
 ) -> None:
     """Write the files into a folder, made if missing; other files in it stay.
 
@@ -43,7 +50,8 @@ def write_folder(
         "tokenizer_class": "PreTrainedTokenizerFast",
         **names,
     }
-    _write_json(folder / "tokenizer.json", write_pipeline(pipeline))
+    content = write_pipeline(pipeline) if isinstance(pipeline, Pipeline) else pipeline.content
+    _write_json(folder / "tokenizer.json", content)
     _write_json(folder / "tokenizer_config.json", config)
     _write_json(folder / "special_tokens_map.json", dict(names))
     template_file = folder / "chat_template.jinja"
@@ -54,29 +62,40 @@ def write_folder(
         partial.write_text(chat_template, encoding="utf-8", newline="")
 
 
-def read_folder(folder: Path | str) -> tuple[Pipeline, dict[str, str], str | None]:
-    """Read a tokenizer folder.
+def read_folder(
+    folder: Path | str,
+) -> tuple[Pipeline | ForeignPipeline, dict[str, str], str | None]:
+    """Read a tokenizer folder, or a tokenizer.json with the files beside it.
 
     Returns:
         The pipeline, role to token, and the chat template.
 
     Raises:
-        TokenizerError: there is no tokenizer.json, a file is damaged, or a part of the pipeline is
-            not supported yet.
+        TokenizerError: there is no tokenizer.json, or a file is damaged.
     """
     folder = Path(folder)
-    if not (folder / "tokenizer.json").is_file():
+    file = folder if folder.suffix == ".json" and folder.is_file() else folder / "tokenizer.json"
+    folder = file.parent
+    if not file.is_file():
         raise TokenizerError(
             f"{folder} has no tokenizer.json; give a tokenizer folder "
             "(`llmlab tokenizer train` writes one) or a model folder"
         )
     try:
-        pipeline = read_pipeline(_read_json(folder / "tokenizer.json"))
+        pipeline = _pipeline(_read_json(file))
     except TokenizerError as error:
         raise TokenizerError(f"{folder}: {error}") from error
     config = _read_optional_json(folder / "tokenizer_config.json")
     names = _names(_read_optional_json(folder / "special_tokens_map.json")) | _names(config)
     return pipeline, names, _chat_template(folder, config)
+
+
+def _pipeline(content: dict[str, Any]) -> Pipeline | ForeignPipeline:
+    try:
+        return read_pipeline(content)
+    except UnsupportedPart as error:
+        _log.info("%s; Hugging Face tokenizers runs this pipeline", error)
+        return ForeignPipeline(content)
 
 
 def _names(content: dict[str, Any]) -> dict[str, str]:

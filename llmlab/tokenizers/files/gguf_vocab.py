@@ -22,8 +22,10 @@ import numpy as np
 from llmlab.errors import TokenizerError
 from llmlab.tokenizers.alphabet import unspell
 from llmlab.tokenizers.files.gguf_writer import Value, write_gguf
-from llmlab.tokenizers.models.bpe import BPE
+from llmlab.tokenizers.models.bpe import BPE, ByteLevelBPE
+from llmlab.tokenizers.normalizers import normalizer_component
 from llmlab.tokenizers.pipeline import Pipeline
+from llmlab.tokenizers.splits import Split
 from llmlab.tokenizers.tokenizer import Tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -42,20 +44,21 @@ def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Value]:
     Raises:
         TokenizerError: llama.cpp cannot make the same ids; the message says why.
     """
-    pipeline = tokenizer.pipeline
+    pipeline, model = _byte_level(tokenizer)
     pre = _checked_pre(tokenizer)
+    steps = normalizer_component(pipeline.normalizers) or {"type": "none"}
     tokens, types = _tokens(pipeline, tokenizer.vocab_size)
     metadata: dict[str, Value] = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in pipeline.merges],
+        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in model.merges],
         "tokenizer.ggml.add_bos_token": bool(tokenizer.bos_ids),
         "tokenizer.ggml.add_eos_token": False,
         "tokenizer.ggml.add_space_prefix": False,
-        "llmlab.tokenizer.normalizer": pipeline.normalizer or "none",
-        "llmlab.tokenizer.ignore_merges": pipeline.ignore_merges,
+        "llmlab.tokenizer.normalizer": steps["type"],
+        "llmlab.tokenizer.ignore_merges": model.ignore_merges,
     }
     metadata |= {
         f"tokenizer.ggml.{role}_token_id": token for role, token in _special_ids(tokenizer).items()
@@ -76,6 +79,16 @@ def write_vocab_gguf(tokenizer: Tokenizer, path: Path | str) -> None:
     """
     general: dict[str, Value] = {"general.architecture": "llama", "general.type": "model"}
     write_gguf(path, general | gguf_metadata(tokenizer))
+
+
+def _byte_level(tokenizer: Tokenizer) -> tuple[Pipeline, ByteLevelBPE]:
+    pipeline = tokenizer.pipeline
+    if not isinstance(pipeline, Pipeline) or not isinstance(pipeline.model, ByteLevelBPE):
+        raise TokenizerError(
+            "only byte-level BPE is written to GGUF; this tokenizer has another algorithm, train "
+            "one with algorithm='bpe'"
+        )
+    return pipeline, pipeline.model
 
 
 def _tokens(pipeline: Pipeline, vocab_size: int) -> tuple[list[str], np.ndarray]:
@@ -103,16 +116,16 @@ def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
         "eos": tokenizer.eos_token_id,
         "eot": next((special[token] for token in _TURN_ENDS if token in special), None),
         "padding": tokenizer.pad_token_id,
-        "unknown": special.get(tokenizer.pipeline.unknown_token or ""),
+        "unknown": special.get(_byte_level(tokenizer)[1].unknown_token or ""),
     }
     return {role: token_id for role, token_id in roles.items() if token_id is not None}
 
 
 def _checked_pre(tokenizer: Tokenizer) -> str:
     """Return llama.cpp's name of the split, once it is sure that its ids are the same."""
-    pipeline = tokenizer.pipeline
+    pipeline, model = _byte_level(tokenizer)
     split = pipeline.split
-    if split.gguf_pre is None:
+    if not isinstance(split, Split) or split.gguf_pre is None:
         raise TokenizerError(
             f"split={split.name!r} has no name in llama.cpp, so no GGUF file can say how text is "
             "cut; train with split='qwen2', 'llama3', 'gpt2', 'smollm' or 'o200k'"
@@ -128,24 +141,24 @@ def _checked_pre(tokenizer: Tokenizer) -> str:
                 f"added token {added.content!r} takes the white space beside it (lstrip or "
                 "rstrip), which a GGUF file cannot say; switch that off"
             )
-    is_other_way = pipeline.ignore_merges != (split.gguf_pre in _TAKES_WHOLE_WORDS)
-    if is_other_way and (unmerged := _first_unmerged(pipeline)):
+    is_other_way = model.ignore_merges != (split.gguf_pre in _TAKES_WHOLE_WORDS)
+    if is_other_way and (unmerged := _first_unmerged(pipeline, model)):
         raise TokenizerError(
             f"token {unmerged!r} is not what its merges make, and with pre={split.gguf_pre!r} "
-            f"llama.cpp has ignore_merges={not pipeline.ignore_merges}: its ids would differ; "
+            f"llama.cpp has ignore_merges={not model.ignore_merges}: its ids would differ; "
             "use a split for which both agree"
         )
     return split.gguf_pre
 
 
-def _first_unmerged(pipeline: Pipeline) -> str | None:
+def _first_unmerged(pipeline: Pipeline, model: ByteLevelBPE) -> str | None:
     """Return a token that is a text but is not reached when that text is merged; mostly None.
 
     Without one it makes no difference whether whole pre-tokens are looked up before merging.
     """
-    bpe = BPE(pipeline.vocab, pipeline.merges, whole_words={})
+    bpe = BPE(model.vocab, model.merges, whole_words={})
     added = {token.content for token in pipeline.added_tokens}
-    for token, token_id in pipeline.vocab.items():
+    for token, token_id in model.vocab.items():
         if token in added:
             continue
         try:

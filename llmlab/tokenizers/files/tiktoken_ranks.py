@@ -232,6 +232,12 @@ def _damaged(path: Path, number: int, problem: str) -> TokenizerError:
 # -- GPT-2's pair ----------------------------------------------------------------------------------
 
 
+def is_rank_file(path: Path) -> bool:
+    """Tell from its name whether a file holds ranks, or is one of GPT-2's pair."""
+    names = {*_PAIRS, *_PAIRS.values()}
+    return path.is_file() and (path.suffix == ".tiktoken" or path.name in names)
+
+
 def _pair_of(path: Path) -> tuple[Path, Path] | None:
     """Return the files of merges and of ids that a path means, or None for a rank file."""
     folder = path if path.is_dir() else path.parent

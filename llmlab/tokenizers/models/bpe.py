@@ -10,13 +10,16 @@ Source: Sennrich et al., arXiv:1508.07909.
 """
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from random import Random
+from typing import Any
 
 from llmlab.errors import ConfigError, TokenizerError
-from llmlab.tokenizers.alphabet import CHARS, spell, utf8
+from llmlab.tokenizers.alphabet import CHARS, spell, unspell, utf8
 
 _MAX_CACHED = 2**17
 """Pre-tokens held; at most about 40 MB with the next bound."""
@@ -28,6 +31,39 @@ _SHORT_LEN = 32
 """Ids up to which looking at every candidate takes no longer than the queue (measured)."""
 
 _NO_MERGE = 2**62
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByteLevelBPE:
+    """A vocabulary of bytes and merges."""
+
+    vocab: dict[str, int]
+    """Token, spelled in the byte alphabet, to id."""
+
+    merges: tuple[tuple[str, str], ...]
+    """Pairs of tokens, the first one applied first."""
+
+    ignore_merges: bool = False
+    """Whether a pre-token that is a token becomes it at once, whatever the merges say."""
+
+    unknown_token: str | None = None
+    """What a byte without a token becomes; None drops it."""
+
+    @property
+    def component(self) -> dict[str, Any]:
+        """`model` of tokenizer.json."""
+        return {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": self.unknown_token,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": self.ignore_merges,
+            "vocab": dict(sorted(self.vocab.items(), key=lambda item: item[1])),
+            "merges": [list(pair) for pair in self.merges],
+        }
 
 
 class BPE:
@@ -56,6 +92,8 @@ class BPE:
         """The id of each byte; None for one that is dropped."""
         self.whole_words = whole_words
         """Pre-tokens, spelled in the byte alphabet, that become one id at once."""
+        self._vocab = vocab
+        self._unknown_id = unknown_id
         self._ranks: dict[tuple[int, int], int] = {}
         self._made: list[int] = []
         for rank, (left, right) in enumerate(merges):
@@ -82,6 +120,24 @@ class BPE:
             return [whole]
         ids = self._ids_of_bytes(data)
         return self._merge_short(ids) if len(ids) <= _SHORT_LEN else self._merge(ids)
+
+    def spans(self, piece: str) -> Iterator[tuple[int, int, int]]:
+        """Yield (id, start, end) in characters; part of a character covers the whole of it."""
+        data = utf8(piece)
+        char_of = [at for at, char in enumerate(piece) for _ in utf8(char)]
+        places = [at for at, byte in enumerate(data) if self.byte_ids[byte] is not None]
+        ids = self.encode(piece)
+        ends = accumulate(self._num_bytes.get(token, 1) for token in ids)
+        first = 0
+        for token, end in zip(ids, ends, strict=True):
+            yield token, char_of[places[first]], char_of[places[end - 1]] + 1
+            first = end
+
+    @cached_property
+    def _num_bytes(self) -> dict[int, int]:
+        """Bytes of each token; an unknown one stands for a single byte."""
+        lengths = {token_id: len(unspell(token)) for token, token_id in self._vocab.items()}
+        return lengths | ({} if self._unknown_id is None else {self._unknown_id: 1})
 
     def encode_with_dropout(self, piece: str, dropout: float, rng: Random) -> list[int]:
         """Return the ids of one pre-token as BPE-dropout cuts it, for training.

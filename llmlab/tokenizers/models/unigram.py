@@ -12,6 +12,7 @@ import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from llmlab.tokenizers.alphabet import utf8
 from llmlab.tokenizers.models.unknown import NO_PIECE, UnknownCharacters
@@ -49,6 +50,16 @@ class Unigram:
     def vocab(self) -> dict[str, int]:
         """Piece to id."""
         return {piece: token for token, (piece, _) in enumerate(self.pieces)}
+
+    @property
+    def component(self) -> dict[str, Any]:
+        """`model` of tokenizer.json."""
+        return {
+            "type": "Unigram",
+            "unk_id": self.unk_id,
+            "vocab": [[piece, score] for piece, score in self.pieces],
+            "byte_fallback": self.byte_fallback,
+        }
 
     @property
     def unknown_score(self) -> float:

@@ -3,7 +3,7 @@
 Not here: what a piece is (cuts.py), learning the vocabulary (trainers/words.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,9 @@ class WordLevel:
             )
         return [token]
 
-    def lengths(self, ids: Sequence[int]) -> list[int]:
-        """Return -1 for the id of a piece: it stands for all of it."""
-        return [-1] * len(ids)
+    def spans(self, piece: str) -> Iterator[tuple[int, int, int]]:
+        """Yield (id, start, end) in characters: the one id covers the piece."""
+        yield self.encode(piece)[0], 0, len(piece)
 
     @property
     def component(self) -> dict[str, Any]:

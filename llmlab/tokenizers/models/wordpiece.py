@@ -7,7 +7,7 @@ is (cuts.py), learning the vocabulary (trainers/wordpiece.py).
 Source: Wu et al., arXiv:1609.08144; Devlin et al., arXiv:1810.04805.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,10 +59,14 @@ class WordPiece:
             tokens, longest = self._rests, self._longest_rest
         return ids if start == end else [self.vocab[self.unknown_token]]
 
-    def lengths(self, ids: Sequence[int]) -> list[int]:
-        """Return how many characters each id of one word stands for; -1 for the unknown token."""
-        firsts, rests = self._lengths
-        return [*(firsts[token] for token in ids[:1]), *(rests[token] for token in ids[1:])]
+    def spans(self, piece: str) -> Iterator[tuple[int, int, int]]:
+        """Yield (id, start, end) in characters; the unknown token covers the word."""
+        start = 0
+        for token in self.encode(piece):
+            lengths = self._rest_lengths if start else self._first_lengths
+            end = len(piece) if token == self.vocab[self.unknown_token] else start + lengths[token]
+            yield token, start, end
+            start = end
 
     @property
     def component(self) -> dict[str, Any]:
@@ -94,9 +98,11 @@ class WordPiece:
         return max(map(len, self._rests), default=0)
 
     @cached_property
-    def _lengths(self) -> tuple[dict[int, int], dict[int, int]]:
-        """Characters by id, at the start of a word and after it."""
-        unknown = {self.vocab[self.unknown_token]: -1}
-        firsts = {token_id: len(token) for token, token_id in self.vocab.items()}
-        rests = {token_id: len(rest) for rest, token_id in self._rests.items()}
-        return firsts | unknown, rests
+    def _first_lengths(self) -> dict[int, int]:
+        """Characters by id, at the start of a word."""
+        return {token_id: len(token) for token, token_id in self.vocab.items()}
+
+    @cached_property
+    def _rest_lengths(self) -> dict[int, int]:
+        """Characters by id, after the start of a word."""
+        return {token_id: len(rest) for rest, token_id in self._rests.items()}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmlab.cli.main import main
-from llmlab.data import PackConfig, Shards, iter_documents, pack
+from llmlab.data import PackConfig, Shards, encoding, iter_documents, pack
 from llmlab.data.encoding import encode_documents
 from llmlab.data.packing import cut_tail, is_held_out
 from llmlab.data.shards import token_dtype
@@ -59,7 +59,7 @@ def test_meta_tells_where_the_tokens_come_from(shards: Shards, tokenizer_folder:
     assert source["bytes"] == shards.num_bytes("train") + shards.num_bytes("val")
 
 
-def test_shard_size_and_processes_change_no_token(
+def test_shard_size_and_threads_change_no_token(
     shards: Shards, tokenizer_folder: Path, corpus_folder: Path, tmp_path: Path
 ):
     config = PackConfig(
@@ -68,7 +68,7 @@ def test_shard_size_and_processes_change_no_token(
         out=tmp_path / "small",
         val_fraction=0.1,
         shard_tokens=1000,
-        num_workers=2,
+        num_threads=2,
     )
     pack(config)
     small = Shards(tmp_path / "small")
@@ -144,14 +144,15 @@ def test_ids_above_65535_take_four_bytes():
     assert token_dtype(65_537).itemsize == 4
 
 
-def test_workers_keep_the_order(tokenizer_folder: Path):
+def test_threads_keep_the_order(tokenizer_folder: Path, monkeypatch):
+    monkeypatch.setattr(encoding, "_BATCH_CHARS", 2**18)  # several batches of a small corpus
     tokenizer = Tokenizer.load(tokenizer_folder)
     documents = [(n, f"text number {n} " * 2000) for n in range(60)]
-    inline = list(encode_documents(documents, tokenizer, tokenizer_folder, 1))
-    spread = list(encode_documents(documents, tokenizer, tokenizer_folder, 2))
+    inline = list(encode_documents(documents, tokenizer, 1))
+    spread = list(encode_documents(iter(documents), tokenizer, 2))
     assert [key for key, _ in spread] == list(range(60))
-    for (_, one), (_, two) in zip(inline, spread, strict=True):
-        assert np.array_equal(one, two)
+    for (number, one), (_, two) in zip(inline, spread, strict=True):
+        assert one.tolist() == two.tolist() == tokenizer.encode(documents[number][1])
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_workers_keep_the_order(tokenizer_folder: Path):
         ({"sources": ()}, ConfigError, "no sources given"),
         ({"val_fraction": 0.9}, ConfigError, r"val_fraction=0.9 is not between 0 and 0.5; try"),
         ({"shard_tokens": 0}, ConfigError, "shard_tokens=0 is below 1"),
-        ({"num_workers": 0}, ConfigError, "num_workers=0 is below 1"),
+        ({"num_threads": 0}, ConfigError, "num_threads=0 is below 1"),
         ({"sources": ("nowhere/at/all",)}, DataError, "'nowhere/at/all' does not exist"),
         ({"tokenizer": Path("no/tokenizer")}, LabError, "no/tokenizer"),
     ],

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from llmlab.data.named import find_named
 from llmlab.errors import DataError
 from llmlab.tokenizers import Tokenizer
+from llmlab.tokenizers.pipeline import Pipeline
 
 SPLITS = ("gpt2", "llama3", "qwen2", "smollm")
 
@@ -80,3 +81,9 @@ def shakespeare() -> str:
     except (DataError, OSError):
         pytest.skip("tinyshakespeare lies neither in LLMLAB_DATA nor in the cache")
     return path.read_text(encoding="utf-8")
+
+
+def pipeline_of(tokenizer: Tokenizer) -> Any:
+    """The pipeline of a tokenizer of our own, whatever its model."""
+    assert isinstance(tokenizer.pipeline, Pipeline)
+    return tokenizer.pipeline

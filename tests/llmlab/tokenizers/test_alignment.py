@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from tokenizers import PreTokenizedString, Regex, models, trainers
 from tokenizers import normalizers as peers
 
-from llmlab.tokenizers.alignment import Alignment, token_offsets
+from llmlab.tokenizers.alignment import Alignment
 from llmlab.tokenizers.bert import Bert
+from llmlab.tokenizers.encoder import Encoder
+from llmlab.tokenizers.files.tokenizer_json import read_pipeline
 from llmlab.tokenizers.normalizers import Prepend, Replace, Strip, aligned, normalized
+from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.unicode_forms import Lowercase, StripAccents, UnicodeForm
 from llmlab.tokenizers.unicode_tables import MOVABLE, CharacterClass
 from tests.llmlab.tokenizers.samples import CORPUS, TORTURE
@@ -147,31 +150,28 @@ def byte_level(form: str | None) -> tokenizers.Tokenizer:
 
 
 @cache
-def widths(form: str | None) -> dict[int, int]:
-    """Bytes of each token: one a character of the byte alphabet."""
-    return {token_id: len(token) for token, token_id in byte_level(form).get_vocab().items()}
+def ours(form: str | None) -> Encoder:
+    """The same pipeline here."""
+    pipeline = read_pipeline(json.loads(byte_level(form).to_str()))
+    assert isinstance(pipeline, Pipeline)
+    return Encoder(pipeline)
 
 
 def byte_level_offsets(form, text):
-    """Ids and offsets of `tokenizers`, and our offsets from the lengths of those ids."""
+    """What `tokenizers` gives, and our offsets of the same ids."""
     theirs = byte_level(form).encode(text)
-    alignment = aligned((UnicodeForm(form),) if form else (), text)
-    pieces = [span for _, span in byte_level(form).pre_tokenizer.pre_tokenize_str(alignment.text)]
-    lengths = [widths(form)[token] for token in theirs.ids]
-    tokens_of = np.bincount(
-        [word for word in theirs.word_ids if word is not None], minlength=len(pieces)
-    )
-    ours = token_offsets(alignment, pieces, tokens_of, lengths, unit="bytes")
-    return theirs, list(map(tuple, ours.tolist()))
+    encoding = ours(form).encode_with_offsets(text, allow_special=False)
+    assert encoding.ids.tolist() == theirs.ids
+    return theirs, list(map(tuple, encoding.offsets.tolist()))
 
 
 def check_byte_level(text):
-    theirs, ours = byte_level_offsets(None, text)
-    assert ours == theirs.offsets
-    for token, (start, end) in zip(theirs.ids, ours, strict=True):
+    theirs, found = byte_level_offsets(None, text)
+    assert found == theirs.offsets
+    for token, (start, end) in zip(theirs.ids, found, strict=True):
         decoded = byte_level(None).decode([token])
         assert text[start:end] == decoded or "\ufffd" in decoded
-    assert all(a <= c and b <= d for (a, b), (c, d) in pairwise(ours))
+    assert all(a <= c and b <= d for (a, b), (c, d) in pairwise(found))
 
 
 @settings(max_examples=200)
@@ -188,42 +188,17 @@ def test_torture_of_bytes(text):
 @settings(max_examples=200)
 @given(text=TEXTS)
 def test_tokens_of_composed_text_as_tokenizers_or_wider(text):
-    theirs, ours = byte_level_offsets("NFC", text)
+    theirs, found = byte_level_offsets("NFC", text)
     if UnicodeForm("NFC").apply(text) == text:
-        assert ours == theirs.offsets
-    assert all(a <= c and d <= b for (a, b), (c, d) in zip(ours, theirs.offsets, strict=True))
-    assert all(a <= c and b <= d for (a, b), (c, d) in pairwise(ours))
-    for token, (start, end) in zip(theirs.ids, ours, strict=True):
+        assert found == theirs.offsets
+    assert all(a <= c and d <= b for (a, b), (c, d) in zip(found, theirs.offsets, strict=True))
+    assert all(a <= c and b <= d for (a, b), (c, d) in pairwise(found))
+    for token, (start, end) in zip(theirs.ids, found, strict=True):
         decoded = byte_level("NFC").decode([token])
         assert decoded in UnicodeForm("NFC").apply(text[start:end]) or "\ufffd" in decoded
 
 
 def test_part_of_a_character_covers_the_character():
-    alignment = Alignment.identity("a🙂é")
-    offsets = token_offsets(alignment, [(0, 3)], [4], [2, 2, 2, 1], unit="bytes")
-    assert offsets.tolist() == [[0, 2], [1, 2], [1, 3], [2, 3]]
-
-
-# -- lengths that depend on the piece ------------------------------------------------------------
-
-
-def test_an_unknown_token_takes_what_is_left():
-    alignment = Alignment.identity("abc  defgh")
-    offsets = token_offsets(alignment, [(0, 3), (5, 10)], [1, 3], [-1, 1, -1, 2], unit="characters")
-    assert offsets.tolist() == [[0, 3], [5, 6], [6, 8], [8, 10]]
-
-
-def test_unknown_tokens_of_one_piece_share_what_is_left():
-    offsets = token_offsets(
-        Alignment.identity("abcdefg"), [(0, 3), (3, 7)], [2, 3], [-1] * 5, unit="characters"
-    )
-    assert offsets.tolist() == [[0, 1], [1, 3], [3, 4], [4, 5], [5, 7]]
-
-
-@pytest.mark.parametrize("unit", ["bytes", "characters"])
-def test_no_tokens(unit):
-    assert token_offsets(Alignment.identity(""), [], [], [], unit=unit).shape == (0, 2)
-    none = token_offsets(Alignment.identity("ab"), [(0, 1), (1, 2)], [0, 0], [], unit=unit)
-    assert none.shape == (0, 2)
-    one = token_offsets(Alignment.identity("ab"), [(0, 1), (1, 2)], [0, 1], [1], unit=unit)
-    assert one.tolist() == [[1, 2]]
+    encoding = ours(None).encode_with_offsets("a🙂é", allow_special=False)
+    assert encoding.offsets[0].tolist() == [0, 1]
+    assert {tuple(span) for span in encoding.offsets.tolist()[1:]} <= {(1, 2), (1, 3), (2, 3)}

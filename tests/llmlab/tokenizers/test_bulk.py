@@ -27,7 +27,7 @@ from llmlab.tokenizers.compiled.merging import SHORT_LEN
 from llmlab.tokenizers.long_texts import encode_chunks
 from llmlab.tokenizers.models.bpe import BPE
 from llmlab.tokenizers.splits import SPLITS, find_split
-from tests.llmlab.tokenizers.samples import CORPUS, TORTURE, reference, trained
+from tests.llmlab.tokenizers.samples import CORPUS, TORTURE, pipeline_of, reference, trained
 
 HARD_TEXT = st.text(
     st.sampled_from("ab'sSLl ve\r\n\t 12٣,.!<|>é\u0301汉🙂\u200d\x00\u00a0ſ"), max_size=60
@@ -42,9 +42,9 @@ def readable(bpe: BPE, split: str, text: str) -> list[int]:
 
 
 def model_of(tokenizer: Tokenizer, *, ignore_merges: bool = False) -> BPE:
-    pipeline = tokenizer.pipeline
+    pipeline = pipeline_of(tokenizer)
     words = {word: i for word, i in pipeline.vocab.items() if word not in tokenizer.special_tokens}
-    return BPE(pipeline.vocab, pipeline.merges, whole_words=words if ignore_merges else {})
+    return BPE(pipeline.vocab, pipeline.model.merges, whole_words=words if ignore_merges else {})
 
 
 @cache
@@ -113,7 +113,7 @@ def test_ids_of_modules_are_those_of_tokenizers(tmp_path):
 @pytest.mark.parametrize("split", ["gpt2", "cl100k", "o200k"])
 def test_ids_are_those_of_tiktoken(split):
     # Any ranks do; those of the small vocabulary, whose ids rise with the merges, are at hand.
-    pipeline = trained("qwen2").pipeline
+    pipeline = pipeline_of(trained("qwen2"))
     first = len(trained("qwen2").special_tokens)
     ranks = {unspell(word): i - first for word, i in pipeline.vocab.items() if i >= first}
     expression = find_split(split).expression

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llmlab.errors import TokenizerError
 from llmlab.tokenizers import Tokenizer
 from llmlab.tokenizers.chat import CHATML
-from tests.llmlab.tokenizers.samples import TORTURE, auto_tokenizer, trained
+from tests.llmlab.tokenizers.samples import TORTURE, auto_tokenizer, pipeline_of, trained
 
 CHAT = [
     {"role": "system", "content": "Be brief.\n"},
@@ -56,8 +56,8 @@ def with_template(template, **changes):
     base = trained()
     settings: dict[str, Any] = {"split": "qwen2", "special_tokens": base.special_tokens} | changes
     return Tokenizer.from_vocab(
-        base.pipeline.vocab,
-        base.pipeline.merges,
+        pipeline_of(base).vocab,
+        pipeline_of(base).model.merges,
         eos_token="<|endoftext|>",
         pad_token="<|pad|>",
         chat_template=template,

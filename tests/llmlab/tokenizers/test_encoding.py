@@ -14,7 +14,7 @@ from llmlab.errors import TokenizerError
 from llmlab.tokenizers import Tokenizer
 from llmlab.tokenizers.alphabet import CHARS, spell, unspell
 from llmlab.tokenizers.models.bpe import BPE, PieceCache
-from tests.llmlab.tokenizers.samples import SPLITS, TORTURE, reference, trained
+from tests.llmlab.tokenizers.samples import SPLITS, TORTURE, pipeline_of, reference, trained
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 HARD_TEXT = st.text(
@@ -67,8 +67,8 @@ def test_characters_of_all_kinds_are_cut_as_tokenizers_cuts_it(split, tmp_path):
 def test_nfc_is_that_of_tokenizers(tmp_path):
     plain = trained()
     tokenizer = Tokenizer.from_vocab(
-        plain.pipeline.vocab,
-        plain.pipeline.merges,
+        pipeline_of(plain).vocab,
+        pipeline_of(plain).model.merges,
         split="qwen2",
         special_tokens=plain.special_tokens,
         normalizer="NFC",

@@ -7,25 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
-from llmlab.errors import TokenizerError
+from llmlab.errors import TokenizerError, UnsupportedPart
 from llmlab.tokenizers import Tokenizer
 from llmlab.tokenizers.chat import CHATML
-from llmlab.tokenizers.files.tokenizer_json import write_pipeline
-from tests.llmlab.tokenizers.samples import SPLITS, TORTURE, auto_tokenizer, reference, trained
+from llmlab.tokenizers.files.tokenizer_json import read_pipeline, write_pipeline
+from tests.llmlab.tokenizers.samples import (
+    SPLITS,
+    TORTURE,
+    auto_tokenizer,
+    pipeline_of,
+    reference,
+    trained,
+)
 
 
 def from_vocab(split="llama3", **changes):
     """A tokenizer with the vocabulary of the trained one and other settings."""
-    pipeline = trained().pipeline
+    pipeline = pipeline_of(trained())
     specials = list(trained().special_tokens)
     settings: dict[str, Any] = {"special_tokens": specials, "eos_token": specials[0]} | changes
-    return Tokenizer.from_vocab(pipeline.vocab, pipeline.merges, split=split, **settings)
+    return Tokenizer.from_vocab(pipeline.vocab, pipeline.model.merges, split=split, **settings)
 
 
 def edited(folder: Path, **changes) -> Path:
     """Write a tokenizer.json whose top-level parts are changed."""
-    content = write_pipeline(trained().pipeline) | changes
+    content = write_pipeline(pipeline_of(trained())) | changes
     (folder / "tokenizer.json").write_text(json.dumps(content))
     return folder
 
@@ -130,11 +138,11 @@ def test_a_bos_token_that_is_not_added(tmp_path):
 
 
 def test_ignore_merges_takes_whole_words(tmp_path):
-    pipeline = trained().pipeline
+    pipeline = pipeline_of(trained())
     vocab = {**pipeline.vocab, "Ġzebra": 450, "<|x|>": 451}
     tokenizer = Tokenizer.from_vocab(
         vocab,
-        pipeline.merges,
+        pipeline.model.merges,
         split="llama3",
         special_tokens=["<|x|>"],
         ignore_merges=True,
@@ -149,7 +157,7 @@ def test_ignore_merges_takes_whole_words(tmp_path):
 @pytest.mark.parametrize("unknown", [None, "<|endoftext|>"])
 def test_bytes_without_a_token(unknown, tmp_path):
     # SmolLM2 lacks 21 bytes, 0xC1 and 0xF1 among them.
-    content = write_pipeline(trained().pipeline)
+    content = write_pipeline(pipeline_of(trained()))
     vocab = dict(content["model"]["vocab"])
     for char in "ñ\x04":
         vocab.pop({"ñ": "ñ", "\x04": "Ą"}[char])
@@ -210,28 +218,46 @@ def test_vocabularies_that_do_not_fit(changes, message):
 
 
 SPLIT = {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": False}
-EOS_LAST = [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<|endoftext|>"}}]
+TWO_TEXTS = [{"Sequence": {"id": "A"}}, {"Sequence": {"id": "B"}}]
+LAST = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"normalizer": {"type": "Lowercase"}}, "normalizer Lowercase"),
+        ({"normalizer": {"type": "Nmt"}}, "normalizer Nmt"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer Whitespace"),
         ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT]}}, "Split"),
-        ({"decoder": {"type": "WordPiece"}}, "decoder WordPiece"),
-        ({"decoder": None}, "decoder None"),
-        ({"post_processor": {"type": "BertProcessing"}}, "post_processor BertProcessing"),
-        ({"post_processor": {"type": "TemplateProcessing", "single": EOS_LAST}}, "after the text"),
-        ({"model": {"type": "WordPiece"}}, "model WordPiece"),
+        ({"decoder": {"type": "CTC"}}, "decoder CTC"),
+        ({"decoder": None}, "decoder none"),
+        ({"decoder": {"type": "Fuse"}}, "decoder .*Fuse"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": TWO_TEXTS}}, "two texts"),
+        ({"model": {"type": "Other"}}, "model Other"),
         ({"model": {"type": "BPE", "byte_fallback": True}}, "byte_fallback=True"),
         ({"model": {"type": "BPE", "dropout": 0.1}}, r"dropout=0\.1"),
-        ({"added_tokens": [{"id": 0, "content": "x", "single_word": True}]}, "single_word"),
     ],
 )
-def test_other_pipelines_are_refused_by_name(changes, named, tmp_path):
-    with pytest.raises(TokenizerError, match=rf"{named}.*not supported yet"):
-        Tokenizer.load(edited(tmp_path, **copy.deepcopy(changes)))
+def test_parts_that_are_none_of_ours_are_named(changes, named):
+    content = write_pipeline(pipeline_of(trained())) | copy.deepcopy(changes)
+    with pytest.raises(UnsupportedPart, match=rf"{named}.*not supported yet"):
+        read_pipeline(content)
+
+
+def test_pipelines_that_are_none_of_ours_load_through_tokenizers(tmp_path):
+    cut = {"type": "Sequence", "pretokenizers": [SPLIT, LAST]}
+    folder = edited(tmp_path, pre_tokenizer=cut)
+    tokenizer = Tokenizer.load(folder)
+    theirs = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
+    for text in TORTURE:
+        assert tokenizer.encode(text, allow_special=True) == theirs.encode(text).ids
+    tokenizer.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").fingerprint == tokenizer.fingerprint
+
+
+def test_added_tokens_that_stand_alone_are_refused(tmp_path):
+    added = [{"id": 0, "content": "x", "single_word": True}]
+    with pytest.raises(TokenizerError, match="single_word is not supported yet"):
+        Tokenizer.load(edited(tmp_path, added_tokens=added))
 
 
 def test_damaged_folders(tmp_path):
@@ -261,7 +287,7 @@ def test_damaged_folders(tmp_path):
     ],
 )
 def test_damaged_vocabularies(changes, message, tmp_path):
-    model = write_pipeline(trained().pipeline)["model"] | changes
+    model = write_pipeline(pipeline_of(trained()))["model"] | changes
     with pytest.raises(TokenizerError, match=message):
         Tokenizer.load(edited(tmp_path, model=model))
 

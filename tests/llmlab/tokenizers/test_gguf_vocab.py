@@ -21,7 +21,7 @@ from llmlab.tokenizers.splits import SPLITS
 from llmlab.tokenizers.tokenizer import Tokenizer
 from tests.llmlab.tokenizers.llama_cpp import llama_cpp_ids
 from tests.llmlab.tokenizers.rank_files import rank_file
-from tests.llmlab.tokenizers.samples import CORPUS, TORTURE, trained
+from tests.llmlab.tokenizers.samples import CORPUS, TORTURE, pipeline_of, trained
 
 NAMED = tuple(name for name, split in SPLITS.items() if split.gguf_pre)
 STDLIB = tuple(
@@ -82,7 +82,7 @@ def test_the_gguf_package_reads_the_file(tokenizer, file):
     types = fields["tokenizer.ggml.token_type"].contents()
     assert {types[token_id] for token_id in tokenizer.special_tokens.values()} == {3}
     merges = fields["tokenizer.ggml.merges"].contents()
-    assert len(merges) == len(tokenizer.pipeline.merges)
+    assert len(merges) == len(pipeline_of(tokenizer).model.merges)
 
 
 @pytest.mark.slow
@@ -135,10 +135,10 @@ def _is_plain(text: str) -> bool:
 
 
 def test_ids_without_a_token_are_unused(tmp_path):
-    vocab = {token: at + 3 for token, at in trained().pipeline.vocab.items()}
+    vocab = {token: at + 3 for token, at in pipeline_of(trained()).vocab.items()}
     tokenizer = Tokenizer.from_vocab(
         vocab,
-        trained().pipeline.merges,
+        pipeline_of(trained()).model.merges,
         split="qwen2",
         special_tokens=["<|endoftext|>", "<|im_end|>"],
         bos_token="<|endoftext|>",
@@ -168,7 +168,7 @@ def test_a_tokenizer_without_end_of_text_is_refused():
 
 
 def test_white_space_taken_by_an_added_token_is_refused():
-    pipeline = trained().pipeline
+    pipeline = pipeline_of(trained())
     *others, last = pipeline.added_tokens
     added = (*others, dataclasses.replace(last, lstrip=True))
     tokenizer = Tokenizer(
@@ -179,11 +179,11 @@ def test_white_space_taken_by_an_added_token_is_refused():
 
 
 def test_whole_words_that_merges_do_not_make_are_refused():
-    pipeline = trained().pipeline
+    pipeline = pipeline_of(trained())
     vocab = {**pipeline.vocab, "unmergeable": 1000}
     tokenizer = Tokenizer.from_vocab(
         vocab,
-        pipeline.merges,
+        pipeline.model.merges,
         split="qwen2",
         special_tokens=trained().special_tokens,
         eos_token="<|endoftext|>",

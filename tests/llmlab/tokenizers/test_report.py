@@ -23,7 +23,7 @@ from llmlab.tokenizers.report.tables import as_markdown, as_text
 from llmlab.tokenizers.report.visible import hex_bytes, visible
 from llmlab.tokenizers.report.vocabulary import KINDS_OF_TOKENS, kind_of
 from llmlab.tokenizers.report.words import in_bytes, tokens_touching, word_spans
-from tests.llmlab.tokenizers.samples import TORTURE, trained
+from tests.llmlab.tokenizers.samples import TORTURE, pipeline_of, trained
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -233,10 +233,10 @@ class Page(HTMLParser):
 
 @cache
 def hostile_report():
-    pipeline = trained("gpt2").pipeline
+    pipeline = pipeline_of(trained("gpt2"))
     learnt = Tokenizer.from_vocab(
         {**pipeline.vocab, **{text: 1000 + at for at, text in enumerate(HOSTILE)}},
-        pipeline.merges,
+        pipeline.model.merges,
         split="gpt2",
         special_tokens=[*trained("gpt2").special_tokens, HOSTILE[0]],
         added_tokens=HOSTILE[1:],

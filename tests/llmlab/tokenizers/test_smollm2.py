@@ -10,7 +10,7 @@ from llmlab.model.gguf import GgufFile
 from llmlab.model.gguf_tokenizer import gguf_tokenizer
 from llmlab.model.gguf_wheels import smollm2_gguf
 from llmlab.tokenizers import Tokenizer
-from tests.llmlab.tokenizers.samples import TORTURE
+from tests.llmlab.tokenizers.samples import TORTURE, pipeline_of
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +26,8 @@ def smollm2() -> Tokenizer:
 
 def test_ids_are_those_of_the_published_pipeline(smollm2):
     # Built by hand: what `transformers` makes of the GGUF file leaves out the cutting of digits.
-    pipeline = smollm2.pipeline
-    theirs = tokenizers.Tokenizer(models.BPE(pipeline.vocab, list(pipeline.merges)))
+    pipeline = pipeline_of(smollm2)
+    theirs = tokenizers.Tokenizer(models.BPE(pipeline.vocab, list(pipeline.model.merges)))
     theirs.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
     )

@@ -22,7 +22,7 @@ from llmlab.tokenizers.files.tiktoken_ranks import (
 from llmlab.tokenizers.splits import find_split
 from llmlab.tokenizers.tokenizer import Tokenizer
 from tests.llmlab.tokenizers.rank_files import rank_file
-from tests.llmlab.tokenizers.samples import CORPUS
+from tests.llmlab.tokenizers.samples import CORPUS, pipeline_of
 
 PUBLISHED = ("r50k_base", "p50k_base", "cl100k_base", "o200k_base")
 STDLIB = Path(argparse.__file__).parent
@@ -131,9 +131,9 @@ def test_merges_of_gpt2_are_those_it_was_published_with():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_token_of_the_published_files_has_its_merge(name):
-    pipeline, ranks = ours(name).pipeline, theirs(name)._mergeable_ranks
+    pipeline, ranks = pipeline_of(ours(name)), theirs(name)._mergeable_ranks
     assert not pipeline.ignore_merges
-    assert [left + right for left, right in pipeline.merges] == [
+    assert [left + right for left, right in pipeline.model.merges] == [
         spell(token) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1
     ]
 

@@ -21,7 +21,7 @@ from llmlab.tokenizers.files.tokenizer_json import write_pipeline
 from llmlab.tokenizers.splits import find_split
 from llmlab.tokenizers.tokenizer import SPECIAL_TOKENS
 from llmlab.tokenizers.trainers.bpe import BYTE_CHARS, learn_bpe
-from tests.llmlab.tokenizers.samples import CORPUS, SPLITS, shakespeare
+from tests.llmlab.tokenizers.samples import CORPUS, SPLITS, pipeline_of, shakespeare
 
 
 def train_reference(texts, split, vocab_size, min_frequency=2):
@@ -42,7 +42,7 @@ def train_reference(texts, split, vocab_size, min_frequency=2):
 
 
 def learnt(tokenizer):
-    model = write_pipeline(tokenizer.pipeline)["model"]
+    model = write_pipeline(pipeline_of(tokenizer))["model"]
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
 
 
@@ -270,5 +270,5 @@ def test_empty_corpus(texts):
 def test_unknown_choices():
     with pytest.raises(ConfigError, match=r"split='qwen3'.*did you mean 'qwen2'"):
         Tokenizer.train(CORPUS, vocab_size=300, split="qwen3")
-    with pytest.raises(ConfigError, match=r"algorithm='unigram'.*'bpe'"):
-        Tokenizer.train(CORPUS, vocab_size=300, algorithm="unigram")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"algorithm='bbpe'.*'bpe', 'unigram'"):
+        Tokenizer.train(CORPUS, vocab_size=300, algorithm="bbpe")  # type: ignore[arg-type]

@@ -18,12 +18,12 @@ from tokenizers import BertWordPieceTokenizer, models, pre_tokenizers
 
 from llmlab.data import stdlib_docstrings
 from llmlab.errors import TokenizerError
-from llmlab.tokenizers.alignment import token_offsets
+from llmlab.tokenizers import Tokenizer
 from llmlab.tokenizers.bert import Bert
 from llmlab.tokenizers.cuts import CUTS
 from llmlab.tokenizers.models.word_level import WordLevel
 from llmlab.tokenizers.models.wordpiece import WordPiece
-from llmlab.tokenizers.normalizers import aligned, normalizer_steps
+from llmlab.tokenizers.pipeline import Pipeline
 from tests.llmlab.tokenizers.samples import TORTURE, auto_tokenizer
 
 _TOKENS = (
@@ -57,22 +57,18 @@ def peer() -> tokenizers.Tokenizer:
 
 
 @cache
-def as_in_the_folder():
-    """Normaliser and cut as the tokenizer.json names them."""
-    content = json.loads((bert_folder() / "tokenizer.json").read_text(encoding="utf-8"))
-    assert content["pre_tokenizer"] == CUTS["bert"].component
-    return normalizer_steps(content["normalizer"])
+def ours() -> Tokenizer:
+    """The model folder, read here without help of `tokenizers`."""
+    tokenizer = Tokenizer.load(bert_folder())
+    assert isinstance(tokenizer.pipeline, Pipeline)
+    return tokenizer
 
 
 def encode(text):
     """Ids, and offsets in the text."""
-    alignment = aligned(as_in_the_folder(), text)
-    spans = CUTS["bert"].spans(alignment.text)
-    ids = [bert().encode(alignment.text[start:end]) for start, end in spans]
-    lengths = [length for piece in ids for length in bert().lengths(piece)]
-    counts = [len(piece) for piece in ids]
-    offsets = token_offsets(alignment, spans, counts, lengths, unit="characters")
-    return [token for piece in ids for token in piece], list(map(tuple, offsets.tolist()))
+    ids, offsets = ours().encode_with_offsets(text)
+    assert ours().encode(text) == ids.tolist()
+    return ids.tolist(), list(map(tuple, offsets.tolist()))
 
 
 def check(texts):
@@ -174,11 +170,15 @@ def test_words_by_hand(word, tokens):
     assert WORDS.encode(word) == [WORDS.vocab[token] for token in tokens]
 
 
-def test_lengths_cover_a_word():
-    assert WORDS.lengths(WORDS.encode("aabcab")) == [1, 3, 2]
-    assert WORDS.lengths(WORDS.encode("##ab")) == [4]
-    assert WORDS.lengths(WORDS.encode("abx")) == [-1]
-    assert WORDS.lengths([]) == []
+def test_spans_cover_a_word():
+    names = {number: token for token, number in WORDS.vocab.items()}
+
+    def spans(word):
+        return [(names[token], start, end) for token, start, end in WORDS.spans(word)]
+
+    assert spans("aabcab") == [("a", 0, 1), ("##abc", 1, 4), ("##ab", 4, 6)]
+    assert spans("##ab") == [("##ab", 0, 4)]
+    assert spans("abx") == [("[UNK]", 0, 3)]
 
 
 def test_a_long_word_takes_as_many_slices_as_characters():
@@ -215,10 +215,7 @@ def test_word_level_as_tokenizers(cut, text):
     spans = CUTS[cut].spans(text)
     ids = [token for start, end in spans for token in model.encode(text[start:end])]
     assert ids == theirs.ids
-    ones = [1] * len(spans)
-    lengths = model.lengths(ids)
-    offsets = token_offsets(aligned((), text), spans, ones, lengths, unit="characters")
-    assert list(map(tuple, offsets.tolist())) == theirs.offsets
+    assert spans == theirs.offsets
 
 
 def test_a_piece_without_a_token_needs_the_unknown_token():
