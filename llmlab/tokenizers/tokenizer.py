@@ -300,12 +300,6 @@ class Tokenizer:
         """
         return self._encoder.encode_chunks(chunks, allow_special=allow_special)
 
-    def encode_batch_to_arrays(
-        self, texts: Iterable[str], *, allow_special: bool = False
-    ) -> list[NDArray[np.uint32]]:
-        """Return the ids of each text as arrays."""
-        return [self.encode_to_array(text, allow_special=allow_special) for text in texts]
-
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of ids; bytes that are not UTF-8 become U+FFFD.
 
@@ -420,11 +414,6 @@ class Tokenizer:
     @property
     def unk_token_id(self) -> int | None:
         """The id of what text becomes that the vocabulary cannot spell."""
-        return self._id_of(self._names.get("unk_token"))
-
-    @property
-    def unk_token_id(self) -> int | None:
-        """The id of what stands for text that the vocabulary cannot spell."""
         return self._id_of(self._names.get("unk_token"))
 
     @cached_property
