@@ -20,17 +20,40 @@ from numpy.typing import NDArray
 from llmlab.errors import TokenizerError
 from llmlab.tokenizers.decoders import SPACE_MARK
 
-_MAX_KEY_BYTES = 256
-"""Bound on the length of what a rule replaces."""
+_MAX_KEY_BYTES = 64
+"""Bound on what a rule replaces; those of NFKC replace up to 12 bytes."""
 
 _MAX_NODES = 2_000_000
-"""Bound on the prefixes of all that is replaced; NFKC with case folding has 50 000."""
+"""Bound on the prefixes of all that is replaced; NFKC has 264 000."""
 
 _ROWS = 4096
 """Trie nodes looked at in one go, 255 places each."""
 
 Unit = tuple[int, str, bool]
 """Original characters, what they become, and whether they are one thing or a run of characters."""
+
+
+def charsmap_rules(data: bytes) -> dict[str, str]:
+    """Read the compiled form of a map: size of the trie (uint32), the trie, the replacements.
+
+    Raises:
+        TokenizerError: it is damaged.
+    """
+    size = int.from_bytes(data[:4], "little")
+    if len(data) < 4 or size % 4 or not 0 < size <= len(data) - 4:
+        raise TokenizerError(
+            f"the character map has {len(data)} bytes and its trie should have {size}; the file "
+            "is damaged or cut short"
+        )
+    units = np.frombuffer(data, "<u4", count=size // 4, offset=4).astype(np.int64)
+    replacements = data[4 + size :]
+    rules = {}
+    try:
+        for key, start in _keys(units):
+            rules[key.decode()] = replacements[start : replacements.index(0, start)].decode()
+    except ValueError as error:  # an end that is not there, or no UTF-8
+        raise TokenizerError(f"the character map is damaged: {error}") from error
+    return rules
 
 
 class CharsMap:
@@ -42,7 +65,7 @@ class CharsMap:
     """
 
     def __init__(self, rules: Mapping[str, str], *, kept: Collection[str] = ()) -> None:
-        self._rules = dict(rules)
+        self._rules = rules
         self._lengths: dict[str, list[int]] = {}  # first character to the lengths of its rules
         for key in sorted(self._rules, key=len, reverse=True):
             lengths = self._lengths.setdefault(key[0], [])
@@ -51,34 +74,6 @@ class CharsMap:
         self._seconds = {key[1] for key in self._rules if len(key) > 1}
         firsts = {key for key in self._rules if len(key) == 1}
         self._mentioned = _finder(kept, firsts | self._seconds)
-
-    @classmethod
-    def from_bytes(cls, data: bytes, *, kept: Collection[str] = ()) -> "CharsMap":
-        """Read the compiled form: size of the trie (uint32), the trie, the replacements.
-
-        Raises:
-            TokenizerError: it is damaged.
-        """
-        size = int.from_bytes(data[:4], "little")
-        if len(data) < 4 or size % 4 or not 0 < size <= len(data) - 4:
-            raise TokenizerError(
-                f"the character map has {len(data)} bytes and its trie should have {size}; the "
-                "file is damaged or cut short"
-            )
-        units = np.frombuffer(data, "<u4", count=size // 4, offset=4).astype(np.int64)
-        replacements = data[4 + size :]
-        rules = {}
-        try:
-            for key, start in _keys(units):
-                rules[key.decode()] = replacements[start : replacements.index(0, start)].decode()
-        except ValueError as error:  # an end that is not there, or no UTF-8
-            raise TokenizerError(f"the character map is damaged: {error}") from error
-        return cls(rules, kept=kept)
-
-    @property
-    def rules(self) -> dict[str, str]:
-        """String to replacement."""
-        return dict(self._rules)
 
     def apply(self, text: str) -> str:
         """Return the text with every rule applied."""
@@ -128,7 +123,7 @@ class SentencePieceNormalizer:
     """What a `.model` file asks to be done to a text before it is cut.
 
     Args:
-        charsmap: rules applied first; None for none.
+        rules: of the character map, applied first.
         add_dummy_prefix: put a space before the text.
         remove_extra_whitespaces: drop spaces at both ends and after a space.
         escape_whitespaces: write U+2581 for a space.
@@ -137,14 +132,13 @@ class SentencePieceNormalizer:
 
     def __init__(
         self,
-        charsmap: CharsMap | None,
+        rules: Mapping[str, str],
         *,
         add_dummy_prefix: bool = True,
         remove_extra_whitespaces: bool = True,
         escape_whitespaces: bool = True,
         kept: Collection[str] = (),
     ) -> None:
-        rules = charsmap.rules if charsmap else {}
         self._map = CharsMap(rules, kept=kept) if rules or kept else None
         self._prefix = add_dummy_prefix
         self._remove = remove_extra_whitespaces

@@ -69,7 +69,8 @@ def lay_out(data: Any, starts: Any, kept: Any) -> Any:
                 size += 1
             at += width
         size += 1
-        owners[begin:size] = word
+        for place in range(begin, size):
+            owners[place] = word
     return text[: size + 1], owners[: size + 1]
 
 
@@ -84,11 +85,11 @@ def find_words(text: Any) -> Any:
                 bounds[count, 0], bounds[count, 1] = start, at
                 count += 1
             start = at + 1
-    return bounds[:count].copy()
+    return bounds[:count]
 
 
 @compiled_inner
-def _character(data: Any, at: int, end: int) -> tuple[int, int]:
+def _character(data: Any, at: int, end: int) -> Any:
     """Return a character and its bytes; -1 and one byte when there is no UTF-8 here."""
     lead = np.int64(data[at])
     if lead < 0x80:

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmlab.tokenizers.compiled.jit import compiled, compiled_inner
-from llmlab.tokenizers.compiled.trie import BASE, PARENT, VALUE
+from llmlab.tokenizers.compiled.trie import BASE, PARENT, ROOT, VALUE, Place
 
 _SMALLEST, _LARGEST = 1e-120, 1e120
 """Forward sums within these leave room for the backward ones."""
 
-_FROM, _TO, _PIECE = 0, 1, 2  # columns of `edges`
+_FROM, _TO, _PIECE = Place(0), Place(1), Place(2)  # columns of `edges`
+_LENGTH, _LAST = Place(0), Place(1)  # columns of `steps`
 
 
 class Words(NamedTuple):
@@ -87,22 +88,23 @@ def add_expected(
 @compiled_inner
 def _find_edges(text: Any, start: int, end: int, nodes: Any, edges: Any) -> int:
     """Note every piece at every place of a word, by where it starts; return how many there are."""
-    count = 0
+    count = Place(0)
     for at in range(start, end):
         if text[at] & 0xC0 == 0x80:
             continue  # inside a character
-        node, place = 0, at
+        node, place = ROOT, at
         while place < end:
-            row = nodes[node, BASE] ^ text[place]
-            if nodes[row, PARENT] != node:
+            row = Place(nodes[node, BASE]) ^ Place(text[Place(place)])
+            if Place(nodes[row, PARENT]) != node:
                 break
-            node = np.int64(row)
+            node = row
             place += 1
-            if nodes[node, VALUE] >= 0:
+            piece = nodes[node, VALUE]
+            if piece >= 0:
                 edges[count, _FROM], edges[count, _TO] = at - start, place - start
-                edges[count, _PIECE] = nodes[node, VALUE]
-                count += 1
-    return count
+                edges[count, _PIECE] = piece
+                count += Place(1)
+    return np.int64(count)
 
 
 @compiled_inner
@@ -120,10 +122,11 @@ def _forward(
     for at in range(size + 1):
         forward[at] = 0.0
     forward[0] = 1.0
-    for edge in range(num_edges):
-        value = scaled[edges[edge, _PIECE]]
+    for number in range(num_edges):
+        edge = Place(number)
+        value = scaled[Place(edges[edge, _PIECE])]
         values[edge] = value
-        forward[edges[edge, _TO]] += forward[edges[edge, _FROM]] * value
+        forward[Place(edges[edge, _TO])] += forward[Place(edges[edge, _FROM])] * value
     for at in range(1, size + 1):
         inside = at < size and text[start + at] & 0xC0 == 0x80
         if not inside and not _SMALLEST < forward[at] < _LARGEST:
@@ -146,10 +149,12 @@ def _backward(
     for at in range(size):
         backward[at] = 0.0
     backward[size] = count / forward[size]
-    for edge in range(num_edges - 1, -1, -1):
-        way = values[edge] * backward[edges[edge, _TO]]
-        backward[edges[edge, _FROM]] += way
-        expected[edges[edge, _PIECE]] += way * forward[edges[edge, _FROM]]
+    for number in range(num_edges - 1, -1, -1):
+        edge = Place(number)
+        at = Place(edges[edge, _FROM])
+        way = values[edge] * backward[Place(edges[edge, _TO])]
+        backward[at] += way
+        expected[Place(edges[edge, _PIECE])] += way * forward[at]
 
 
 @compiled_inner
@@ -283,20 +288,20 @@ def _best_cut(
     for at in range(size):
         if at > 0 and steps[at, 0] == 0:
             continue  # inside a character
-        node, place = 0, at
+        node, place, so_far = ROOT, at, best[at]
         stop = min(size, at + max_len)
         while place < stop:
-            row = nodes[node, BASE] ^ text[start + place]
-            if nodes[row, PARENT] != node:
+            row = Place(nodes[node, BASE]) ^ Place(text[Place(start + place)])
+            if Place(nodes[row, PARENT]) != node:
                 break
-            node = np.int64(row)
+            node = row
             place += 1
             piece = nodes[node, VALUE]
             if piece >= 0:
-                total = best[at] + scores[piece]
-                if steps[place, 0] == 0 or total > best[place]:
-                    best[place] = total
-                    steps[place, 0], steps[place, 1] = place - at, piece
+                to, total = Place(place), so_far + scores[Place(piece)]
+                if steps[to, _LENGTH] == 0 or total > best[to]:
+                    best[to] = total
+                    steps[to, _LENGTH], steps[to, _LAST] = place - at, piece
 
 
 @compiled_inner

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmlab.tokenizers.compiled.jit import compiled, compiled_inner
-from llmlab.tokenizers.compiled.trie import BASE, PARENT, VALUE
+from llmlab.tokenizers.compiled.trie import BASE, PARENT, ROOT, VALUE, Place
 
 NO_PIECE = -1
+
+_LENGTH, _TOKEN = Place(0), Place(1)  # columns of `steps`
 
 
 class Tables(NamedTuple):
@@ -87,40 +89,44 @@ def _best_path(
     best[0] = 0
     for at in range(1, size + 1):
         steps[at, 0] = 0
-    at = 0
+    at = reach = 0  # no way leads further yet
     while at < size:
         if abs(best[at]) > limit:
-            _restart(best, steps, at, size)
+            _restart(best, steps, at, reach)
+        so_far = best[at]
         width = min(_width(data[start + at]), size - at)
-        node, place, has_single = 0, at, False
+        node, place, has_single = ROOT, at, False
         while place < size:
-            row = nodes[node, BASE] ^ data[start + place]
-            if nodes[row, PARENT] != node:
+            row = Place(nodes[node, BASE]) ^ Place(data[Place(start + place)])
+            if Place(nodes[row, PARENT]) != node:
                 break
-            node = np.int64(row)
+            node = row
             place += 1
             piece = nodes[node, VALUE]
             if piece >= 0:
-                _step(best, steps, at, place, best[at] + scores[piece], ids[piece])
+                token = ids[Place(piece)]
+                _step(best, steps, at, Place(place), so_far + scores[Place(piece)], token)
                 has_single |= place - at == width
+                reach = max(reach, place)
         if not has_single:
-            _step(best, steps, at, at + width, best[at] + unknown_score, NO_PIECE)
+            reach = max(reach, at + width)
+            _step(best, steps, at, Place(at + width), so_far + unknown_score, NO_PIECE)
         at += width
 
 
 @compiled_inner
-def _step(best: Any, steps: Any, at: int, to: int, total: Any, token: int) -> None:
+def _step(best: Any, steps: Any, at: int, to: np.uint64, total: Any, token: int) -> None:
     """Note a way that is better than those before; of equals the first stays."""
-    if steps[to, 0] == 0 or total > best[to]:
+    if steps[to, _LENGTH] == 0 or total > best[to]:
         best[to] = total
-        steps[to, 0], steps[to, 1] = to - at, token
+        steps[to, _LENGTH], steps[to, _TOKEN] = np.int64(to) - at, token
 
 
 @compiled_inner
-def _restart(best: Any, steps: Any, at: int, size: int) -> None:
+def _restart(best: Any, steps: Any, at: int, reach: int) -> None:
     """Count the sums from here on from zero."""
     offset = best[at]
-    for place in range(at, size + 1):
+    for place in range(at, reach + 1):
         if place == at or steps[place, 0] > 0:
             best[place] -= offset
 

@@ -56,7 +56,7 @@ def suffix_buckets(text: Any, keys: Any) -> Any:
             bounds[np.int64(keys[at] >> _BUCKET_SHIFT) + 1] += 1
     for bucket in range(_NUM_BUCKETS):
         bounds[bucket + 1] += bounds[bucket]
-    filled = bounds[:-1].copy()
+    filled = bounds.copy()
     order = np.empty(bounds[-1], np.int32)
     for at in range(text.size):
         if _starts_char(text[at]):
@@ -272,7 +272,7 @@ def substrings(
     stack, found = np.empty((max_chars + 2, 3), np.int64), np.empty((num_found, 3), np.int64)
     limits = (max_chars, min_count, min_score)
     count = _walk(text, owners, counts, order, shared, limits, stack, histogram, found)
-    return found[:count].copy()
+    return found[:count]
 
 
 @compiled_inner
@@ -299,7 +299,7 @@ def _walk(
         if before == 0:
             num_found = _note(found, num_found, rank, _end(text, at, 1), 0)
         count = counts[owners[at]]
-        length = _end(text, at, max_chars)
+        length = _end(text, at, max_chars) if count >= min_count else 0
         if length > max(before, after):  # no other suffix starts with as much
             score = _score(text, at, length, count, min_count, histogram)
             if score >= min_score:

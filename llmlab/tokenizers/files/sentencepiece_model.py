@@ -15,7 +15,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from llmlab.errors import TokenizerError, UnsupportedPart
-from llmlab.tokenizers.charsmap import CharsMap, SentencePieceNormalizer
+from llmlab.tokenizers.charsmap import SentencePieceNormalizer, charsmap_rules
 from llmlab.tokenizers.files.protobuf import Message
 from llmlab.tokenizers.models.sentencepiece_bpe import SentencePieceBPE
 from llmlab.tokenizers.models.unigram import Unigram
@@ -92,7 +92,7 @@ class SentencePieceModel:
         """
         spec = self.normalizer_spec
         return SentencePieceNormalizer(
-            CharsMap.from_bytes(spec.charsmap) if spec.charsmap else None,
+            charsmap_rules(spec.charsmap) if spec.charsmap else {},
             add_dummy_prefix=spec.add_dummy_prefix,
             remove_extra_whitespaces=spec.remove_extra_whitespaces,
             escape_whitespaces=spec.escape_whitespaces,

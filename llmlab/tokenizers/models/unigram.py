@@ -139,10 +139,12 @@ class UnigramEncoder:
         total = array(self._number_type, [0.0])  # rounds what is put in
         came_from = [-1] * (size + 1)
         tokens = [NO_PIECE] * (size + 1)
+        reach = 0  # no way leads further yet
         for start in range(size):
             if abs(best[start]) > self._limit:
-                _restart(best, came_from, start)
+                _restart(best, came_from, start, reach)
             for token, end in self._edges(text, start):
+                reach = max(reach, end)
                 score = self._unknown_score if token == NO_PIECE else self._scores[token]
                 total[0] = best[start] + score
                 if came_from[end] < 0 or total[0] > best[end]:  # of equals the first one stays
@@ -167,10 +169,10 @@ class UnigramEncoder:
             yield NO_PIECE, start + 1
 
 
-def _restart(best: "array[float]", came_from: list[int], start: int) -> None:
+def _restart(best: "array[float]", came_from: list[int], start: int, reach: int) -> None:
     """Count the sums from here on from zero."""
     offset = best[start]
-    for at in range(start, len(best)):
+    for at in range(start, reach + 1):
         if at == start or came_from[at] >= 0:
             best[at] -= offset
 
