@@ -81,6 +81,23 @@ class ForeignEncoder:
         """Return the ids of a text as uint32 bytes."""
         return _as_bytes(self._encoding(text, allow_special=allow_special).ids)
 
+    def encode_batch(
+        self, texts: Sequence[str], *, allow_special: bool, num_threads: int | None
+    ) -> list[NDArray[np.uint32]]:
+        """Return the ids of each text; `tokenizers` takes all cores, whatever `num_threads` is."""
+        for text in texts:
+            utf8(text)
+        tokenizer = self._allowing if allow_special else self._plain
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    def encode_chunks(
+        self, chunks: Iterable[str], *, allow_special: bool
+    ) -> Iterator[NDArray[np.uint32]]:
+        """Yield the ids of one text that comes in chunks, which is put together first."""
+        encoding = self._encoding("".join(chunks), allow_special=allow_special)
+        yield np.array(encoding.ids, np.uint32)
+
     def encode_part(self, text: str, *, is_start: bool = True) -> bytes:
         """Return the ids of text in which no special token is looked for, as uint32 bytes.
 

@@ -292,7 +292,8 @@ class Tokenizer:
     ) -> Iterator[NDArray[np.uint32]]:
         """Yield the ids of one long text that comes in chunks, such as a file read piecemeal.
 
-        The arrays joined are the ids of the chunks joined. Memory holds a few chunks.
+        The arrays joined are the ids of the chunks joined. With byte-level BPE memory holds a few
+        chunks; other algorithms put the text together first.
 
         Args:
             chunks: cut anywhere.

@@ -250,6 +250,9 @@ def test_pipelines_that_are_none_of_ours_load_through_tokenizers(tmp_path):
     theirs = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
     for text in TORTURE:
         assert tokenizer.encode(text, allow_special=True) == theirs.encode(text).ids
+    assert tokenizer.encode_batch(TORTURE) == [tokenizer.encode(text) for text in TORTURE]
+    chunks = [token for ids in tokenizer.encode_iter(TORTURE) for token in ids.tolist()]
+    assert chunks == tokenizer.encode("".join(TORTURE))
     tokenizer.save(tmp_path / "again")
     assert Tokenizer.load(tmp_path / "again").fingerprint == tokenizer.fingerprint
 
