@@ -96,8 +96,8 @@ class Tally:
             self._bytes += cut.num_bytes
             self._chars += len(cut.text)
             self.counts += np.bincount(ids, minlength=len(self.counts))
-            self._check_round_trip(cut.text, ids)
-            touching = self._tokens_of_words(cut, ids)
+            is_exact = self._check_round_trip(cut.text, ids)
+            touching = self._tokens_of_words(cut, ids, is_exact=is_exact)
             self._words += len(touching)
             self._word_tokens += int(touching.sum())
             self._one_token_words += int((touching == 1).sum())
@@ -121,21 +121,23 @@ class Tally:
             first_failure=self._first_failure,
         )
 
-    def _tokens_of_words(self, cut: CutText, ids: NDArray[np.uint32]) -> NDArray[np.int64]:
+    def _tokens_of_words(
+        self, cut: CutText, ids: NDArray[np.uint32], *, is_exact: bool
+    ) -> NDArray[np.int64]:
         lens = self._byte_lens[ids]  # (T,)
-        ends = np.cumsum(lens)
-        if len(ids) and ends[-1] == cut.num_bytes:
+        if is_exact and lens.sum() == cut.num_bytes:
+            ends = np.cumsum(lens)
             return tokens_touching(cut.word_bytes, ends - lens, ends)
         # Tokens that add, drop or change characters: their places come from the encoder.
-        _, offsets = self._tokenizer.encode_with_offsets(cut.text)
-        spans = np.array(offsets, dtype=np.int64).reshape(-1, 2)  # (T, 2), in characters
-        return tokens_touching(cut.words, spans[:, 0], spans[:, 1])
+        offsets = self._tokenizer.encode_with_offsets(cut.text).offsets  # (T, 2)
+        return tokens_touching(cut.words, offsets[:, 0], offsets[:, 1])
 
-    def _check_round_trip(self, text: str, ids: NDArray[np.uint32]) -> None:
+    def _check_round_trip(self, text: str, ids: NDArray[np.uint32]) -> bool:
         back = self._tokenizer.decode(ids.tolist())
         if back != text:
             self._failed += 1
             self._first_failure = self._first_failure or _difference(text, back)
+        return back == text
 
 
 def byte_lens(tokenizer: Tokenizer) -> NDArray[np.int64]:

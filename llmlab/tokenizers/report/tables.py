@@ -8,6 +8,9 @@ from llmlab.tokenizers.report.measures import TextMeasures
 from llmlab.tokenizers.report.run import YOUR_TEXT, Report, TokenizerFacts
 from llmlab.tokenizers.report.vocabulary import Group, TokenCount
 
+_UNKNOWN_SHOWN = 0.005
+"""A smaller share of unknown tokens changes no rate."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -136,17 +139,25 @@ def failures(report: Report) -> list[str]:
 
 def _compression(report: Report) -> Table:
     first = report.tokenizers[0]
-    rows = []
-    for kind, measures in first.texts.items():
-        row = [kind, f"{measures.bytes_per_token:.2f}"]
-        for other in report.tokenizers[1:]:
-            theirs = other.texts[kind].bytes_per_token
-            row.append(f"{theirs:.2f} ({_relative(theirs, measures.bytes_per_token)})")
-        rows.append(tuple(row))
+    rows = tuple(
+        (kind, *(_rate(facts.texts[kind], first.texts[kind]) for facts in report.tokenizers))
+        for kind in first.texts
+    )
     note = "UTF-8 bytes of text each token stands for; more is fewer tokens for the same text."
     if len(report.tokenizers) > 1:
         note += f" In brackets, against {first.name}."
-    return Table("bytes per token", note, _headings(report), tuple(rows))
+    note += " Where tokens are unknown, text is lost, and their share stands in brackets."
+    return Table("bytes per token", note, _headings(report), rows)
+
+
+def _rate(measures: TextMeasures, reference: TextMeasures) -> str:
+    rate, least = f"{measures.bytes_per_token:.2f}", reference.bytes_per_token
+    if measures.unknown_share >= _UNKNOWN_SHOWN:
+        return f"{rate} ({measures.unknown_share:.0%} unknown)"
+    if measures is reference or not least:
+        return rate
+    difference = f"{measures.bytes_per_token / least - 1:+.0%}".replace("-0%", "+0%")
+    return f"{rate} ({difference})"
 
 
 def _by_kind(report: Report, title: str, note: str, cell: Callable[[TextMeasures], str]) -> Table:
@@ -229,12 +240,6 @@ def _share(group: Group) -> float:
 
 def _part(count: int, whole: int) -> str:
     return f"{count:,} ({count / max(whole, 1):.1%})"
-
-
-def _relative(value: float, reference: float) -> str:
-    if not reference:
-        return "–"
-    return f"{value / reference - 1:+.0%}".replace("-0%", "+0%")
 
 
 def _markdown_row(cells: Iterable[str]) -> str:

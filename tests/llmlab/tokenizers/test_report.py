@@ -203,6 +203,38 @@ def test_what_is_visible_is_harmless(data):
     assert bytes.fromhex(hex_bytes(data)) == data
 
 
+PLAIN = "The cat sat, and the dog sat. "
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram", "wordpiece", "char", "word"])
+def test_every_algorithm_is_measured(algorithm):
+    learnt = Tokenizer.train([PLAIN * 20], vocab_size=320, algorithm=algorithm)
+    facts = make_report([PLAIN * 3, PLAIN * 2], {algorithm: learnt}).tokenizers[0]
+    measures = facts.texts[YOUR_TEXT]
+    assert measures.words == 7 * 5
+    assert measures.tokens == sum(len(learnt.encode(PLAIN * n)) for n in (3, 2))
+    assert facts.vocabulary.used == len({*learnt.encode(PLAIN * 3)} - {learnt.unk_token_id})
+    if algorithm == "char":
+        assert measures.tokens_per_word == pytest.approx(3)
+    else:
+        assert (measures.tokens_per_word, measures.one_token_words) == (1, 1)
+    lost = algorithm == "wordpiece"  # the space at the end
+    assert measures.failed_documents == 2 * lost
+    assert (measures.first_failure is not None) == lost
+
+
+def test_unknown_tokens_stand_beside_the_rate_they_spoil():
+    learnt = Tokenizer.train(["abc " * 50], vocab_size=100, algorithm="char")
+    facts = make_report(["abc abd"], {"char": learnt}).tokenizers[0]
+    measures = facts.texts[YOUR_TEXT]
+    assert (measures.tokens, measures.unknown_tokens, measures.failed_documents) == (7, 1, 1)
+    assert measures.first_failure is not None
+    assert "'abc abd' came back as" in measures.first_failure
+    text = as_text(make_report(["abc abd"], {"char": learnt}))
+    assert "1.00 (14% unknown)" in text
+    assert "char does not give back 1 of 1 documents" in text
+
+
 class Page(HTMLParser):
     """Elements, attribute names and text of a page; fails on an element that is never closed."""
 
