@@ -53,6 +53,8 @@ def charsmap_rules(data: bytes) -> dict[str, str]:
             rules[key.decode()] = replacements[start : replacements.index(0, start)].decode()
     except ValueError as error:  # an end that is not there, or no UTF-8
         raise TokenizerError(f"the character map is damaged: {error}") from error
+    if not rules:
+        raise TokenizerError("the character map has no rules; the file is damaged")
     return rules
 
 

@@ -86,7 +86,7 @@ def add_expected(
 
 
 @compiled_inner
-def _find_edges(text: Any, start: int, end: int, nodes: Any, edges: Any) -> int:
+def _find_edges(text: Any, start: int, end: int, nodes: Any, edges: Any) -> Any:
     """Note every piece at every place of a word, by where it starts; return how many there are."""
     count = Place(0)
     for at in range(start, end):

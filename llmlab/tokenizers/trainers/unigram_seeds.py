@@ -133,7 +133,8 @@ class Pieces:
     def scored(self) -> Scored:
         """Return them in the form that compiled code takes."""
         nodes = build_trie(self.text, self.starts, self.lengths)
-        scaled = np.exp(self.scores - self.byte_score * self.lengths)
+        with np.errstate(over="ignore"):  # words with what is too large are done in logarithms
+            scaled = np.exp(self.scores - self.byte_score * self.lengths)
         return Scored(nodes, self.scores, scaled, self.byte_score)
 
     def spelled(self) -> Iterator[tuple[str, float]]:
@@ -153,7 +154,7 @@ def find_alphabet(
     if not 0 < coverage <= 1:
         raise ConfigError(f"character_coverage={coverage} is not above 0 and up to 1; try 0.9995")
     if limit is not None and limit < 1:
-        raise ConfigError(f"limitfind_alphabet={limit} is less than 1; leave it out for no limit")
+        raise ConfigError(f"limit_alphabet={limit} is less than 1; leave it out for no limit")
     order = np.argsort(-totals, kind="stable")
     order = order[totals[order] > 0]
     if not len(order):
@@ -164,7 +165,7 @@ def find_alphabet(
     if len(chosen) > wanted:
         raise ConfigError(
             f"vocab_size leaves room for {wanted} pieces and the alphabet has {len(chosen)} "
-            "characters; raise vocab_size, or lower character_coverage or limitfind_alphabet"
+            "characters; raise vocab_size, or lower character_coverage or limit_alphabet"
         )
     kept = np.zeros(NUM_CODE_POINTS, np.bool_)
     kept[chosen] = True
