@@ -6,6 +6,8 @@ from typing import Any
 from benchmarks.rows import read_rows
 from benchmarks.tokenizer_training import LIBRARIES
 
+_NAMES = {"bpe": "BPE", "wordpiece": "WordPiece", "unigram": "Unigram"}
+
 
 def speed_table() -> list[str]:
     """Return the lines of the README made of the newest row of each part."""
@@ -26,10 +28,10 @@ def speed_table() -> list[str]:
         "",
         f"The first training on a machine compiles for {compiling['train_s']:.0f} s, the first "
         f"batch encoding for {compiling['encode_s']:.0f} s; later processes load that code in "
-        f"{from_disk['train_s']['median']:.1f} and {from_disk['encode_s']['median']:.1f} s. "
+        f"{from_disk['train_s']['median']:.2f} and {from_disk['encode_s']['median']:.2f} s. "
         f"One core copies {limits['copy']['median']:,.0f} MB/s and cuts "
-        f"{limits['cut into pre-tokens']['median']:,.0f} MB/s into pre-tokens, which bounds any "
-        f"encoder; `data pack` from files to shards runs at "
+        f"{limits['cut into pre-tokens']['median']:,.0f} MB/s into pre-tokens, which bounds "
+        f"every encoder; `data pack` from files to shards runs at "
         f"{rows['encode']['pack_mb_per_s']['median']:.0f} MB/s.",
     ]
     return lines
@@ -39,18 +41,23 @@ def _training_lines(row: dict[str, Any]) -> list[str]:
     lines = []
     for algorithm, libraries in LIBRARIES.items():
         found = row[algorithm]
-        what = f"{algorithm} {found['vocab_size']:,}, {found['bytes'] / 1e6:.1f} MB of stdlib"
-        for key, unit, digits in (("seconds", "s", 1), ("peak_with_imports_mb", "MB peak", 0)):
-            ours, *theirs = (found[library][key]["median"] for library in libraries)
-            peers = ", ".join(
-                f"{library} {value:,.{digits}f} {unit}"
-                for library, value in zip(libraries[1:], theirs, strict=True)
-            )
-            ratio = f"{min(theirs) / ours:.1f}" if key == "seconds" else ""
-            verb = "train" if key == "seconds" else "the same, memory"
-            name = what if key == "seconds" else ""
-            label = f"{verb} {name}".strip()
-            lines.append(f"| {label} | {ours:,.{digits}f} {unit} | {peers} | {ratio} |")
+        what = f"{_NAMES[algorithm]} {found['vocab_size']:,}, {found['bytes'] / 1e6:.1f} MB"
+        seconds = [found[library]["seconds"]["median"] for library in libraries]
+        memory = [
+            f"{found[library]['peak_with_imports_mb']['median']:,.0f} MB "
+            f"(+{found[library]['peak_mb']['median']:,.0f})"
+            for library in libraries
+        ]
+        peers = ", ".join(
+            f"{library} {value:.1f} s"
+            for library, value in zip(libraries[1:], seconds[1:], strict=True)
+        )
+        ratios = ", ".join(f"{value / seconds[0]:.1f}" for value in seconds[1:])
+        lines.append(f"| train {what} | {seconds[0]:.1f} s | {peers} | {ratios} |")
+        peers = ", ".join(
+            f"{library} {text}" for library, text in zip(libraries[1:], memory[1:], strict=True)
+        )
+        lines.append(f"| peak memory of it (over the imports) | {memory[0]} | {peers} | |")
     return lines
 
 
@@ -70,7 +77,8 @@ def _encoding_lines(row: dict[str, Any]) -> list[str]:
             ours = rates["llmlab arrays"]
             peers = ", ".join(f"{peer} {rate:.1f} MB/s" for peer, rate in best.items())
             ratios = ", ".join(f"{ours / rate:.1f}" for rate in best.values())
-            what = f"encode {corpus}, {found['bytes'] / 1e6:.1f} MB, {state}"
+            size = f"{found['bytes'] / 1e6:.1f} MB in {found['documents']:,} documents"
+            what = f"encode {corpus}, {size}, {state}"
             lines.append(f"| {what} | {ours:.1f} MB/s | {peers} | {ratios} |")
     return lines
 

@@ -1,8 +1,8 @@
 """One training of one library in a fresh process: seconds, peak memory, and what was learnt.
 
-Both sides read the same files one at a time inside the timed part. Peak memory is the growth of
-the process's largest resident set (ru_maxrss) over what it was after the imports; child processes
-count as well. The parent (benchmarks/tokenizer.py) reads one line of JSON from stdout.
+Both sides read the same files one at a time inside the timed part. Peak memory is the largest
+resident set of the process, and its growth over what it was after the imports. The parent
+(benchmarks/tokenizer.py) reads one line of JSON from stdout.
 
     python -m benchmarks.tokenizer_training LIBRARY ALGORITHM OUT [--limit-mb MB]
 """
@@ -10,7 +10,6 @@ count as well. The parent (benchmarks/tokenizer.py) reads one line of JSON from 
 import argparse
 import io
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -67,7 +66,9 @@ def train_tokenizers(module: Any, algorithm: str, texts: Iterator[str], out: Pat
     elif algorithm == "wordpiece":
         tokenizer = module.Tokenizer(models.WordPiece(unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(special_tokens=["[UNK]", *special], **size)
+        trainer = trainers.WordPieceTrainer(
+            special_tokens=["[UNK]", *special], min_frequency=2, **size
+        )
     else:
         tokenizer = module.Tokenizer(models.Unigram())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -105,10 +106,13 @@ TRAIN: dict[str, Callable[[Any, str, Iterator[str], Path], int]] = {
 
 
 def peak_bytes() -> int:
-    """Return the largest resident set so far, of this process and of its largest child."""
-    kib = (resource.getrusage(who).ru_maxrss for who in
-           (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))  # fmt: skip
-    return sum(kib) * 1024
+    """Return the largest resident set of this process so far.
+
+    It is Linux's VmHWM: `ru_maxrss` starts from the parent's size when the parent was larger.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def main() -> None:
