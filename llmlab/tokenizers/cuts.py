@@ -24,8 +24,8 @@ class Cut:
     expression: str
     """Its matches are the pieces."""
 
-    component: dict[str, Any]
-    """`pre_tokenizer` of tokenizer.json."""
+    component: dict[str, Any] | None
+    """`pre_tokenizer` of tokenizer.json; None leaves the text whole."""
 
     @cached_property
     def pattern(self) -> re.Pattern[str] | regex.Pattern[str]:
@@ -70,6 +70,7 @@ CUTS: dict[str, Cut] = {
             "bert", _bert(), {"type": "BertPreTokenizer"}
         ),
         Cut("words", _WORDS, _isolated(_WORDS)),  # words, other characters, white space
+        Cut("whole", r"[\s\S]+", None),  # the text as one piece
         Cut("chars", _CHARS, _isolated(_CHARS)),
         Cut(  # SentencePiece's words, each with the mark of the space before it
             "marks",
@@ -96,5 +97,5 @@ def cut_of_component(component: dict[str, Any] | None) -> Cut:
     for cut in CUTS.values():
         if component == cut.component:
             return cut
-    kind = "none" if component is None else component["type"]
+    kind = (component or {}).get("type")
     raise UnsupportedPart(f"pre_tokenizer {kind} is not supported yet")

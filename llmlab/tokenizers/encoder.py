@@ -21,6 +21,10 @@ from llmlab.tokenizers.added_tokens import AddedTokens
 from llmlab.tokenizers.alphabet import utf8
 from llmlab.tokenizers.decoders import ByteLevelDecoder
 from llmlab.tokenizers.models.bpe import BPE, ByteLevelBPE, PieceCache
+from llmlab.tokenizers.models.sentencepiece_bpe import (
+    SentencePieceBPE,
+    SentencePieceBPEEncoder,
+)
 from llmlab.tokenizers.models.unigram import Unigram, UnigramEncoder
 from llmlab.tokenizers.models.word_level import WordLevel
 from llmlab.tokenizers.models.wordpiece import WordPiece
@@ -252,6 +256,8 @@ def piece_encoder(pipeline: Pipeline) -> PieceEncoder:
             )
         case Unigram():
             return UnigramEncoder(model)
+        case SentencePieceBPE():
+            return SentencePieceBPEEncoder(model)
         case WordPiece() | WordLevel():
             return model
 

@@ -18,6 +18,7 @@ from llmlab.errors import ConfigError, UnsupportedPart
 from llmlab.tokenizers.alignment import Alignment, Segment
 from llmlab.tokenizers.bert import Bert
 from llmlab.tokenizers.cuts import CUTS, Cut
+from llmlab.tokenizers.sentencepiece_rules import KEY, SentencePieceRules
 from llmlab.tokenizers.unicode_forms import Lowercase, StripAccents, UnicodeForm
 from llmlab.tokenizers.unicode_tables import CLEANED_SPACES, SPACES
 
@@ -189,6 +190,8 @@ def normalizer_steps(component: dict[str, Any] | None) -> tuple[Normalizer, ...]
     """
     if component is None:
         return ()
+    if KEY in component:
+        return (SentencePieceRules.of_component(component),)
     if component["type"] == "Sequence":
         return tuple(step for part in component["normalizers"] for step in normalizer_steps(part))
     if component["type"] not in _READERS:

@@ -16,13 +16,14 @@ from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.cuts import Cut
 from llmlab.tokenizers.decoders import Decoder
 from llmlab.tokenizers.models.bpe import ByteLevelBPE
+from llmlab.tokenizers.models.sentencepiece_bpe import SentencePieceBPE
 from llmlab.tokenizers.models.unigram import Unigram
 from llmlab.tokenizers.models.word_level import WordLevel
 from llmlab.tokenizers.models.wordpiece import WordPiece
 from llmlab.tokenizers.normalizers import Normalizer, normalizer_component
 from llmlab.tokenizers.splits import Split
 
-Model = ByteLevelBPE | WordPiece | Unigram | WordLevel
+Model = ByteLevelBPE | SentencePieceBPE | WordPiece | Unigram | WordLevel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ from llmlab.tokenizers.decoders import ByteLevelDecoder
 from llmlab.tokenizers.encoder import Encoder, Encoding, as_list
 from llmlab.tokenizers.files.folder import ROLES, read_folder, write_folder
 from llmlab.tokenizers.files.foreign import ForeignPipeline
+from llmlab.tokenizers.files.sentencepiece_model import read_sentencepiece
+from llmlab.tokenizers.files.sentencepiece_pipeline import sentencepiece_pipeline
 from llmlab.tokenizers.files.tiktoken_ranks import is_rank_file, read_rank_file
 from llmlab.tokenizers.models.bpe import ByteLevelBPE
 from llmlab.tokenizers.normalizers import UnicodeForm
@@ -82,7 +84,8 @@ class Tokenizer:
         """Read a tokenizer.
 
         Args:
-            path: a tokenizer or model folder, a tokenizer.json, or a rank file of tiktoken.
+            path: a tokenizer or model folder, a tokenizer.json, a rank file of tiktoken, or a
+                SentencePiece model.
             split: how text is cut, for a rank file that is none of the published ones.
 
         Raises:
@@ -92,6 +95,9 @@ class Tokenizer:
         path = Path(path)
         if is_rank_file(path):
             return cls.from_vocab(**read_rank_file(path, split=split))
+        if path.suffix == ".model":
+            pipeline, names = sentencepiece_pipeline(read_sentencepiece(path))
+            return cls(pipeline, names=names)
         pipeline, names, chat_template = read_folder(path)
         return cls(pipeline, names=names, chat_template=chat_template)
 

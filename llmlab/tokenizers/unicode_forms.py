@@ -27,8 +27,9 @@ from llmlab.tokenizers.unicode_tables import (
 
 Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
-_ASCII_FIRST = re.compile(r"[\x00-\x7f]+(?![^\x00-\x7f])|[\s\S][^\x00-\x7f]*")
-"""ASCII that no mark follows, or one character and all that is not ASCII after it."""
+_PLAIN_FIRST = re.compile(r"[\t\n\r -~]+(?![^\t\n\r -~])|[\s\S][^\t\n\r -~]*")
+"""ASCII that no mark follows, or one character and all after it that is not ASCII or may be
+dropped, so that its neighbours meet."""
 
 _YOUNG = CharacterClass(YOUNG)
 _YOUNG_RUNS = re.compile(f"([{YOUNG}]+)")
@@ -133,11 +134,12 @@ def segments_by_run(
 
     Args:
         text: what is normalised.
-        starts: whether a run starts at a character, whatever stands before it; true of ASCII.
+        starts: whether a run starts at a character, whatever stands before it; true
+            of printing ASCII.
         apply: the normaliser; what it makes of a text is what it makes of the runs, joined.
         apply_to_char: the same for one character.
     """
-    for match in _ASCII_FIRST.finditer(text):
+    for match in _PLAIN_FIRST.finditer(text):
         stretch = match[0]
         if stretch.isascii():
             yield from ((1, apply_to_char(char)) for char in stretch)

@@ -6,10 +6,12 @@ from typing import Any
 from llmlab.errors import UnsupportedPart
 from llmlab.tokenizers.decoders import BYTE_TOKEN
 from llmlab.tokenizers.models.bpe import ByteLevelBPE
+from llmlab.tokenizers.models.sentencepiece_bpe import SentencePieceBPE
 from llmlab.tokenizers.models.unigram import Unigram
 from llmlab.tokenizers.models.word_level import WordLevel
 from llmlab.tokenizers.models.wordpiece import WordPiece
 from llmlab.tokenizers.pipeline import Model
+from llmlab.tokenizers.sentencepiece_rules import KEY
 
 # Settings of a BPE model that only mean something outside byte-level BPE.
 _UNUSED_BPE = {
@@ -50,7 +52,9 @@ def read_model(entry: dict[str, Any], special_ids: Set[int]) -> Model:
             raise UnsupportedPart(f"model {kind} is not supported yet")
 
 
-def _read_bpe(entry: dict[str, Any]) -> ByteLevelBPE:
+def _read_bpe(entry: dict[str, Any]) -> ByteLevelBPE | SentencePieceBPE:
+    if KEY in entry:
+        return _read_sentencepiece_bpe(entry)
     for key, allowed in _UNUSED_BPE.items():
         if entry.get(key) not in allowed:
             raise UnsupportedPart(f"model BPE with {key}={entry[key]!r} is not supported yet")
@@ -62,9 +66,30 @@ def _read_bpe(entry: dict[str, Any]) -> ByteLevelBPE:
     )
 
 
+def _read_sentencepiece_bpe(entry: dict[str, Any]) -> SentencePieceBPE:
+    extra = entry[KEY]
+    names = sorted(entry["vocab"], key=entry["vocab"].__getitem__)
+    return SentencePieceBPE(
+        pieces=tuple(zip(names, map(float, extra["scores"]), strict=True)),
+        unk_id=entry["vocab"].get(entry["unk_token"]),
+        byte_fallback=bool(entry["byte_fallback"]),
+        user_defined=frozenset(extra["user_defined"]),
+        unused=frozenset(extra["unused"]),
+        unmatched=frozenset(extra["unmatched"]),
+    )
+
+
 def _read_unigram(entry: dict[str, Any], special_ids: Set[int]) -> Unigram:
     pieces = tuple((str(piece), float(score)) for piece, score in entry["vocab"])
     falls_back = bool(entry.get("byte_fallback"))
+    if KEY in entry:
+        return Unigram(
+            pieces=pieces,
+            unk_id=entry["unk_id"],
+            byte_fallback=falls_back,
+            user_defined=frozenset(entry[KEY]["user_defined"]),
+            unmatched=frozenset(entry[KEY]["unmatched"]),
+        )
     unmatched = {
         at for at, (piece, _) in enumerate(pieces) if falls_back and BYTE_TOKEN.fullmatch(piece)
     }

@@ -10,7 +10,7 @@ Source: Sennrich et al., arXiv:1508.07909; Kudo and Richardson, arXiv:1808.06226
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import regex
 
@@ -40,6 +40,37 @@ class SentencePieceBPE:
 
     unmatched: frozenset[int] = frozenset()
     """Ids that no text becomes: control pieces, bytes, the unknown piece."""
+
+    @property
+    def component(self) -> dict[str, Any]:
+        """`model` of tokenizer.json, with the scores under a key that `tokenizers` passes over."""
+        names = ("user_defined", "unused", "unmatched")
+        types = {name: sorted(getattr(self, name)) for name in names}
+        return {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None if self.unk_id is None else self.pieces[self.unk_id][0],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": self.byte_fallback,
+            "ignore_merges": False,
+            "vocab": self.vocab,
+            "merges": [list(pair) for pair in self._merges()],
+            "sentencepiece": {"scores": [score for _, score in self.pieces], **types},
+        }
+
+    def _merges(self) -> list[tuple[str, str]]:
+        """Return every way to make a piece of two others, the best piece first."""
+        vocab = self.vocab
+        usable = {piece for piece, token in vocab.items() if token not in self.unmatched}
+        return [
+            (piece[:at], piece[at:])
+            for piece, _ in sorted(self.pieces, key=lambda entry: -entry[1])
+            if piece in usable
+            for at in range(1, len(piece))
+            if piece[:at] in usable and piece[at:] in usable
+        ]
 
     @property
     def vocab(self) -> dict[str, int]:

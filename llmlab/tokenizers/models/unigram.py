@@ -54,12 +54,16 @@ class Unigram:
     @property
     def component(self) -> dict[str, Any]:
         """`model` of tokenizer.json."""
-        return {
+        component: dict[str, Any] = {
             "type": "Unigram",
             "unk_id": self.unk_id,
             "vocab": [[piece, score] for piece, score in self.pieces],
             "byte_fallback": self.byte_fallback,
         }
+        if self.single_precision:  # a key that `tokenizers` passes over
+            types = {name: sorted(getattr(self, name)) for name in ("user_defined", "unmatched")}
+            component["sentencepiece"] = types
+        return component
 
     @property
     def unknown_score(self) -> float:

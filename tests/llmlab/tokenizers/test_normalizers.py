@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
@@ -84,8 +84,13 @@ def peer(step):
 
 def peer_of_cut(cut):
     whole = json.loads(tokenizers.Tokenizer(models.BPE()).to_str())
-    whole["pre_tokenizer"] = cut.component
+    whole["pre_tokenizer"] = cut.component or _isolated(cut.expression)
     return tokenizers.Tokenizer.from_str(json.dumps(whole)).pre_tokenizer
+
+
+def _isolated(expression):
+    pattern = {"Regex": expression}
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
 
 
 def check_step(step, text):
@@ -99,6 +104,7 @@ def check_step(step, text):
 @pytest.mark.parametrize("step", STEPS, ids=repr)
 @settings(max_examples=60)
 @given(text=TEXTS)
+@example(text="\U0001d16d\x1f\U0001d165")  # marks that change places over a dropped character
 def test_as_tokenizers_and_in_segments(step, text):
     check_step(step, text)
 
@@ -199,9 +205,8 @@ def test_how_each_cuts():
 def test_components_of_cuts_lead_back():
     for cut in CUTS.values():
         assert cut_of_component(cut.component) is cut
-    for component, named in ((None, "none"), ({"type": "Digits"}, "Digits")):
-        with pytest.raises(UnsupportedPart, match=rf"pre_tokenizer {named} is not supported"):
-            cut_of_component(component)
+    with pytest.raises(UnsupportedPart, match="pre_tokenizer Digits is not supported"):
+        cut_of_component({"type": "Digits"})
 
 
 # -- counting by chunk ---------------------------------------------------------------------------

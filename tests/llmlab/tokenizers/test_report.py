@@ -225,12 +225,12 @@ def test_every_algorithm_is_measured(algorithm):
 
 def test_unknown_tokens_stand_beside_the_rate_they_spoil():
     learnt = Tokenizer.train(["abc " * 50], vocab_size=100, algorithm="char")
-    facts = make_report(["abc abd"], {"char": learnt}).tokenizers[0]
+    facts = make_report(["abc abx"], {"char": learnt}).tokenizers[0]
     measures = facts.texts[YOUR_TEXT]
     assert (measures.tokens, measures.unknown_tokens, measures.failed_documents) == (7, 1, 1)
     assert measures.first_failure is not None
-    assert "'abc abd' came back as" in measures.first_failure
-    text = as_text(make_report(["abc abd"], {"char": learnt}))
+    assert "'abc abx' came back as" in measures.first_failure
+    text = as_text(make_report(["abc abx"], {"char": learnt}))
     assert "1.00 (14% unknown)" in text
     assert "char does not give back 1 of 1 documents" in text
 

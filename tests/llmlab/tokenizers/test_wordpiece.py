@@ -208,9 +208,7 @@ def test_the_unknown_token_must_be_there():
 def test_word_level_as_tokenizers(cut, text):
     model = WordLevel({"<unk>": 0, "a": 1, "ab": 2, " ": 3, "é": 4, ".!": 5}, "<unk>")
     whole = tokenizers.Tokenizer(models.WordLevel(model.vocab, unk_token="<unk>"))
-    whole.pre_tokenizer = pre_tokenizers.Split(
-        tokenizers.Regex(CUTS[cut].component["pattern"]["Regex"]), "isolated"
-    )
+    whole.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(CUTS[cut].expression), "isolated")
     theirs = whole.encode(text)
     spans = CUTS[cut].spans(text)
     ids = [token for start, end in spans for token in model.encode(text[start:end])]
