@@ -1,24 +1,20 @@
-"""SentencePiece's normaliser: a compiled character map, then rules about spaces.
+"""SentencePiece's character map, which replaces strings by strings (NFKC and the like, as a table).
 
-The map replaces strings by strings (NFKC and the like, as a table), the longest match first. In
-the file it is a double-array trie followed by the replacements; it is read once into a dict, and
-only the characters that some rule mentions are looked at again. Not here: Unicode's own forms.
-
-Each class has `apply(text)` and `segments(text)`, which yields (number of original characters,
-what they become) in order; a run of unchanged characters is one segment.
+In a file it is a double-array trie followed by the replacements; it is read once into a dict, and
+only the characters that some rule mentions are looked at again. Not here: Unicode's own forms
+(unicode_forms.py), SentencePiece's rules about spaces (sentencepiece_rules.py).
 
 Sources: Kudo and Richardson, arXiv:1808.06226; the trie: Aoe 1989, "An efficient digital search
 algorithm by using a double-array structure", with the units of darts-clone.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmlab.errors import TokenizerError
-from llmlab.tokenizers.decoders import SPACE_MARK
 
 _MAX_KEY_BYTES = 64
 """Bound on what a rule replaces; those of NFKC replace up to 12 bytes."""
@@ -68,6 +64,7 @@ class CharsMap:
 
     def __init__(self, rules: Mapping[str, str], *, kept: Collection[str] = ()) -> None:
         self._rules = rules
+        self._kept = kept
         self._lengths: dict[str, list[int]] = {}  # first character to the lengths of its rules
         for key in sorted(self._rules, key=len, reverse=True):
             lengths = self._lengths.setdefault(key[0], [])
@@ -81,12 +78,12 @@ class CharsMap:
         """Return the text with every rule applied."""
         return "".join(replacement for _, replacement, _ in self.units(text))
 
-    def segments(self, text: str) -> Iterator[tuple[int, str]]:
-        """Yield (number of original characters, what they become), in order."""
-        return ((length, replacement) for length, replacement, _ in self.units(text))
+    def has(self, text: str) -> bool:
+        """Return whether a replacement or a kept string has this in it."""
+        return any(text in each for each in (*self._rules.values(), *self._kept))
 
     def units(self, text: str) -> Iterator[Unit]:
-        """Yield the segments, each with whether it is a rule's or a kept string."""
+        """Yield what each stretch of the text becomes; unchanged characters are one stretch."""
         done = at = 0
         while found := self._mentioned.search(text, at):
             start, size, replacement = self._match(text, done, found)
@@ -119,85 +116,6 @@ class CharsMap:
             if start + size <= len(text) and text[start : start + size] in self._rules:
                 return size
         return 0
-
-
-class SentencePieceNormalizer:
-    """What a `.model` file asks to be done to a text before it is cut.
-
-    Args:
-        rules: of the character map, applied first.
-        add_dummy_prefix: put a space before the text.
-        remove_extra_whitespaces: drop spaces at both ends and after a space.
-        escape_whitespaces: write U+2581 for a space.
-        kept: strings that stay as they are (the user-defined pieces).
-    """
-
-    def __init__(
-        self,
-        rules: Mapping[str, str],
-        *,
-        add_dummy_prefix: bool = True,
-        remove_extra_whitespaces: bool = True,
-        escape_whitespaces: bool = True,
-        kept: Collection[str] = (),
-    ) -> None:
-        self._map = CharsMap(rules, kept=kept) if rules or kept else None
-        self._prefix = add_dummy_prefix
-        self._remove = remove_extra_whitespaces
-        self._space = SPACE_MARK if escape_whitespaces else " "
-        self._plain = not any("  " in text for text in (*rules.values(), *kept))
-
-    def apply(self, text: str) -> str:
-        """Return the normalised text."""
-        if not self._plain:
-            return "".join(replacement for _, replacement in self.segments(text))
-        if not text:
-            return ""
-        text = self._map.apply(text) if self._map else text
-        if self._remove:
-            text = re.sub("  +", " ", text).lstrip(" ").rstrip(" " + self._space)
-            if not text:
-                return ""
-        text = " " + text if self._prefix else text
-        return text.replace(" ", self._space)
-
-    def segments(self, text: str) -> Iterator[tuple[int, str]]:
-        """Yield (number of original characters, what they become), in order."""
-        if not text:
-            return
-        segments = list(self._spaced(text))
-        at = len(segments)
-        while self._remove and at > 0:  # spaces at the end, and the prefix if nothing else is left
-            at -= 1
-            length, replacement = segments[at]
-            segments[at] = length, replacement.rstrip(self._space)
-            if segments[at][1]:
-                break
-        yield from segments
-
-    def _spaced(self, text: str) -> Iterator[tuple[int, str]]:
-        """Yield the segments with the rules about spaces applied but for those at the end."""
-        if self._prefix:
-            yield 0, self._space
-        after_space = self._remove
-        for length, replacement in _by_spaces(self._units(text)):
-            if after_space:
-                replacement = replacement.lstrip(" ")
-            if replacement:
-                after_space = self._remove and replacement.endswith(" ")
-            yield length, replacement.replace(" ", self._space)
-
-    def _units(self, text: str) -> Iterable[Unit]:
-        return self._map.units(text) if self._map else [(len(text), text, False)]
-
-
-def _by_spaces(units: Iterable[Unit]) -> Iterator[tuple[int, str]]:
-    """Yield the same segments with every space of a run on its own."""
-    for length, replacement, is_one in units:
-        if is_one or " " not in replacement:
-            yield length, replacement
-        else:
-            yield from ((len(part), part) for part in re.findall("[^ ]+| ", replacement))
 
 
 def _finder(kept: Collection[str], characters: set[str]) -> re.Pattern[str]:

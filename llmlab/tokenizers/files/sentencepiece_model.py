@@ -3,7 +3,7 @@
 The file is one protobuf message, `ModelProto` of SentencePiece's sentencepiece_model.proto, whose
 field numbers are the numbers below. What is read: the pieces, how the text is normalised, and the
 ids of the special pieces. Not here: how text is cut (models/unigram.py,
-models/sentencepiece_bpe.py) and normalised (charsmap.py); writing such files.
+models/sentencepiece_bpe.py) and normalised (sentencepiece_rules.py); writing such files.
 
 Source: Kudo and Richardson, arXiv:1808.06226.
 """
@@ -15,7 +15,6 @@ from enum import IntEnum
 from pathlib import Path
 
 from llmlab.errors import TokenizerError, UnsupportedPart
-from llmlab.tokenizers.charsmap import SentencePieceNormalizer, charsmap_rules
 from llmlab.tokenizers.files.protobuf import Message
 from llmlab.tokenizers.models.sentencepiece_bpe import SentencePieceBPE
 from llmlab.tokenizers.models.unigram import Unigram
@@ -77,27 +76,10 @@ class SentencePieceModel:
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
-    unk_surface: str
-    """What the unknown piece is decoded to."""
 
     def of_type(self, *types: PieceType) -> frozenset[int]:
         """Return the ids of the pieces of these types."""
         return frozenset(i for i, piece in enumerate(self.pieces) if piece.type in types)
-
-    def normalizer(self) -> SentencePieceNormalizer:
-        """Return what changes the text before it is cut.
-
-        Raises:
-            TokenizerError: the character map is damaged.
-        """
-        spec = self.normalizer_spec
-        return SentencePieceNormalizer(
-            charsmap_rules(spec.charsmap) if spec.charsmap else {},
-            add_dummy_prefix=spec.add_dummy_prefix,
-            remove_extra_whitespaces=spec.remove_extra_whitespaces,
-            escape_whitespaces=spec.escape_whitespaces,
-            kept=[self.pieces[i].text for i in self.of_type(PieceType.USER_DEFINED)],
-        )
 
     def model(self) -> Unigram | SentencePieceBPE:
         """Return what cuts the normalised text; a character model is a BPE that never joins.
@@ -130,15 +112,6 @@ class SentencePieceModel:
             unused=unused,
             unmatched=unmatched,
         )
-
-
-def token_bytes(piece: Piece) -> bytes:
-    """Return what a piece spells: U+2581 is a space, a control or unknown piece nothing."""
-    if piece.type in (PieceType.CONTROL, PieceType.UNKNOWN):
-        return b""
-    if piece.type is PieceType.BYTE and (byte := _BYTE_PIECE.fullmatch(piece.text)):
-        return bytes([int(byte[1], 16)])
-    return piece.text.replace("\u2581", " ").encode()
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
@@ -196,7 +169,6 @@ def parse_sentencepiece(data: bytes) -> SentencePieceModel:
         bos_id=control(trainer.text(46, "<s>")),
         eos_id=control(trainer.text(47, "</s>")),
         pad_id=control(trainer.text(48, "<pad>")),
-        unk_surface=trainer.text(44, " \u2047 "),
     )
 
 
