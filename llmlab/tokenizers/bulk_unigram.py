@@ -2,8 +2,7 @@
 
 The ids are those of models/unigram.py, which stays the specification; here the work is done by
 compiled loops that hold no interpreter lock, so plain threads share it. Importing this module
-imports numba. Not here: normalisation (charsmap.py) and cutting text into words: what is given
-is segmented as a whole, as SentencePiece does.
+imports numba. Not here: added tokens and normalisation (encoder.py).
 """
 
 import os
@@ -33,13 +32,15 @@ class BulkUnigram:
 
     Args:
         model: the pieces.
+        cuts_at_marks: whether a text is cut before each U+2581 first (`CUTS["marks"]`); else it
+            is segmented as a whole, as SentencePiece does.
 
     Raises:
         TokenizerError: byte fallback is asked for and a byte has no piece.
     """
 
-    def __init__(self, model: Unigram) -> None:
-        self._tables = _tables(model)
+    def __init__(self, model: Unigram, *, cuts_at_marks: bool = False) -> None:
+        self._tables = _tables(model, cuts_at_marks=cuts_at_marks)
 
     def encode_many(
         self, texts: Sequence[bytes], *, num_threads: int | None = None
@@ -89,7 +90,7 @@ def _jobs(texts: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
         yield texts[first:]
 
 
-def _tables(model: Unigram) -> Tables:
+def _tables(model: Unigram, *, cuts_at_marks: bool) -> Tables:
     float_type = np.float32 if model.single_precision else np.float64
     scores = model.scores
     vocab = model.vocab
@@ -108,4 +109,5 @@ def _tables(model: Unigram) -> Tables:
         limit=float_type(model.score_limit),
         unk_id=_NO_ID if model.unk_id is None else model.unk_id,
         byte_ids=np.array(fallback, np.int32),
+        cuts_at_marks=cuts_at_marks,
     )

@@ -3,7 +3,8 @@
 Added tokens are found first; the text between them is normalised, cut into pre-tokens, and each
 of these becomes ids. Words repeat (Zipf), so nearly every pre-token of a text comes from a cache.
 Ids travel as uint32 bytes until the last moment, so that joining them costs next to nothing.
-Long texts of byte-level BPE go through the compiled twin of all this (bulk.py).
+Many texts at once of byte-level BPE and Unigram go through compiled twins of all this (bulk.py,
+bulk_unigram.py).
 """
 
 from array import array
@@ -133,8 +134,8 @@ class Encoder:
     def encode_chunks(
         self, chunks: Iterable[str], *, allow_special: bool
     ) -> Iterator[NDArray[np.uint32]]:
-        """Yield the ids of one text that comes in chunks."""
-        if self._bulk is None:
+        """Yield the ids of one text that comes in chunks; only byte-level BPE starts at once."""
+        if not isinstance(self._model, BPE):
             yield np.frombuffer(
                 self.encode("".join(chunks), allow_special=allow_special), np.uint32
             )
@@ -150,12 +151,15 @@ class Encoder:
 
     @cached_property
     def _bulk(self) -> Any:
-        """The compiled twin for long texts; None for pipelines that have none."""
-        if not isinstance(self._model, BPE) or not isinstance(self._pipeline.split, Split):
-            return None
+        """The compiled twin for many texts; None for pipelines that have none."""
+        model, split = self._pipeline.model, self._pipeline.split
         # Loaded late: it brings the compiler, which short texts do without.
-        bulk = import_module("llmlab.tokenizers.bulk")
-        return bulk.BulkBPE(self._model, self._pipeline.split.rules)
+        if isinstance(self._model, BPE) and isinstance(split, Split):
+            return import_module("llmlab.tokenizers.bulk").BulkBPE(self._model, split.rules)
+        if isinstance(model, Unigram) and split.name in ("marks", "whole"):
+            bulk = import_module("llmlab.tokenizers.bulk_unigram")
+            return bulk.BulkUnigram(model, cuts_at_marks=split.name == "marks")
+        return None
 
     def _normal_parts(self, text: str, *, allow_special: bool) -> Iterator[bytes | int]:
         """Yield the ids of added tokens and, in UTF-8, the normalised text between them."""

@@ -44,6 +44,9 @@ class Tables(NamedTuple):
     byte_ids: Any
     """(256,) int32: what the bytes of unknown characters become; empty without byte fallback."""
 
+    cuts_at_marks: bool
+    """Whether a piece never reaches over the start of a U+2581; else a text is cut as a whole."""
+
 
 @compiled
 def encode_texts(data: Any, bounds: Any, tables: Tables, out: Any, ends: Any) -> Any:
@@ -61,14 +64,26 @@ def encode_texts(data: Any, bounds: Any, tables: Tables, out: Any, ends: Any) ->
         longest = max(longest, bounds[text + 1] - bounds[text])
     best = np.empty(longest + 1, tables.scores.dtype)
     steps = np.empty((longest + 1, 2), np.int32)  # (length of the last piece, its id)
-    nodes, ids, scores, unknown_score, limit, unk_id, byte_ids = tables
+    nodes, ids, scores, unknown_score, limit, unk_id, byte_ids, cuts_at_marks = tables
     count = 0
     for text in range(ends.size):
-        start, end = bounds[text], bounds[text + 1]
-        _best_path(data, start, end, nodes, ids, scores, unknown_score, limit, best, steps)
-        count = _write_path(data, start, end, steps, unk_id, byte_ids, out, count)
+        start, stop = bounds[text], bounds[text + 1]
+        while start < stop:
+            end = _next_mark(data, start, stop) if cuts_at_marks else stop
+            _best_path(data, start, end, nodes, ids, scores, unknown_score, limit, best, steps)
+            count = _write_path(data, start, end, steps, unk_id, byte_ids, out, count)
+            start = end
         ends[text] = count
     return count
+
+
+@compiled_inner
+def _next_mark(data: Any, start: int, stop: int) -> int:
+    """Return where the next U+2581 after the first character starts, or the end."""
+    for at in range(start + 1, stop - 2):
+        if data[at] == 0xE2 and data[at + 1] == 0x96 and data[at + 2] == 0x81:
+            return at
+    return stop
 
 
 @compiled_inner

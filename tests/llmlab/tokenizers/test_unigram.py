@@ -28,9 +28,11 @@ from llmlab.tokenizers.bulk_unigram import BulkUnigram
 from llmlab.tokenizers.compiled.counting import count_pieces
 from llmlab.tokenizers.compiled.expectation import Scored, Words, add_best, add_expected
 from llmlab.tokenizers.compiled.trie import build_trie
+from llmlab.tokenizers.cuts import CUTS
 from llmlab.tokenizers.files.sentencepiece_model import parse_sentencepiece
 from llmlab.tokenizers.models.unigram import Unigram, UnigramEncoder
 from llmlab.tokenizers.scan_rules import METASPACE_RULES
+from llmlab.tokenizers.tokenizer import Tokenizer
 from llmlab.tokenizers.trainers.unigram import learn_unigram
 from tests.llmlab.tokenizers.samples import CORPUS, TORTURE, shakespeare
 
@@ -282,6 +284,22 @@ class TestSegmenting:
         for text, ids in zip(texts[:1000], one, strict=False):
             assert ids.tolist() == encoder.encode(text)
         assert BulkUnigram(model).encode_many([]) == []
+
+    @given(st.text(st.sampled_from(SPACE + "ab \u2580é\u2581") | st.characters(codec="utf-8")))
+    def test_bulk_cut_at_marks_is_word_by_word(self, text):
+        encoder = UnigramEncoder(learnt())
+        ids = BulkUnigram(learnt(), cuts_at_marks=True).encode_many([text.encode(), text.encode()])
+        expected = [token for word in CUTS["marks"].pieces(text) for token in encoder.encode(word)]
+        assert [each.tolist() for each in ids] == [expected, expected]
+
+    def test_a_batch_is_its_texts(self):
+        tokenizer = Tokenizer.train(source_lines(), vocab_size=1000, algorithm="unigram")
+        texts = [*random_texts(500), "<|im_end|>", "\n".join(source_lines())]
+        for allow_special in (False, True):
+            batch = tokenizer.encode_batch(texts, allow_special=allow_special)
+            assert [list(ids) for ids in batch] == [
+                tokenizer.encode(text, allow_special=allow_special) for text in texts
+            ]
 
     @given(st.text().filter(lambda text: SPACE not in text))
     @settings(max_examples=300)
