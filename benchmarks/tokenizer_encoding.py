@@ -150,29 +150,47 @@ def pack_speed(folder: Path, texts: list[str], runs: int) -> dict[str, Any]:
 
 
 def latency(contestants: Contestants, texts: list[str], runs: int) -> dict[str, Any]:
-    """Return microseconds for one prompt as a list of ids, by its length in characters.
+    """Return microseconds for one prompt as a list of ids, by state and length in characters.
 
-    Each round encodes 50 different prompts one after the other, all seen before.
+    "new" prompts come once each, to tokenizers that have read the first half of the corpus, as
+    those of a server have; "again" are prompts all seen before.
     """
-    joined = "".join(texts)
-    step = len(joined) // NUM_PROMPTS
     ours, theirs, ranks = contestants.ours(), contestants.hugging_face(), contestants.tiktoken()
     one = {
         "llmlab": ours.encode,
         "tokenizers": lambda text: theirs.encode(text, add_special_tokens=False).ids,
         "tiktoken": ranks.encode_ordinary,
     }
-    found: dict[str, Any] = {}
-    for chars in PROMPT_CHARS:
-        prompts = [joined[step * n : step * n + chars] for n in range(NUM_PROMPTS)]
-        tasks = {name: _each(encode, prompts) for name, encode in one.items()}
-        take_turns(tasks, 2)
-        seconds = take_turns(tasks, 4 * runs)
-        found[str(chars)] = {
-            name: spread([1e6 * value / NUM_PROMPTS for value in values], 1)
-            for name, values in seconds.items()
-        }
+    joined = "".join(texts)
+    half = len(joined) // 2
+    for encode in one.values():
+        _each(encode, _prompts(joined[:half], max(PROMPT_CHARS)))()
+    per_length = half // len(PROMPT_CHARS)
+    found: dict[str, Any] = {"new": {}, "again": {}}
+    for number, chars in enumerate(PROMPT_CHARS):
+        first = half + number * per_length
+        prompts = _prompts(joined[first : first + per_length], chars)
+        groups = [prompts[at : at + NUM_PROMPTS] for at in range(0, len(prompts), NUM_PROMPTS)]
+        new: dict[str, list[float]] = {name: [] for name in one}
+        for group in groups[: 4 * runs]:
+            tasks = {name: _each(encode, group) for name, encode in one.items()}
+            for name, (seconds,) in take_turns(tasks, 1).items():
+                new[name].append(seconds / len(group))
+        tasks = {name: _each(encode, groups[0]) for name, encode in one.items()}
+        again = take_turns(tasks, 4 * runs)
+        found["new"][str(chars)] = _microseconds(new)
+        found["again"][str(chars)] = _microseconds(
+            {name: [value / len(groups[0]) for value in values] for name, values in again.items()}
+        )
     return found
+
+
+def _prompts(text: str, chars: int) -> list[str]:
+    return [text[at : at + chars] for at in range(0, len(text) - chars, chars)]
+
+
+def _microseconds(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    return {name: spread([1e6 * value for value in values], 1) for name, values in seconds.items()}
 
 
 def limits(split: str, texts: list[str], runs: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from benchmarks.rows import read_rows
 from benchmarks.tokenizer_training import LIBRARIES
 
+_STATES = {"new": "new to it", "again": "seen before"}
 _NAMES = {"bpe": "BPE", "wordpiece": "WordPiece", "unigram": "Unigram"}
 
 
@@ -85,16 +86,16 @@ def _encoding_lines(row: dict[str, Any]) -> list[str]:
 
 def _latency_lines(row: dict[str, Any]) -> list[str]:
     lines = []
-    for chars, found in row["microseconds"].items():
-        ours, *theirs = (found[name]["median"] for name in ("llmlab", "tokenizers", "tiktoken"))
-        peers = ", ".join(
-            f"{name} {value:,.0f} µs"
-            for name, value in zip(("tokenizers", "tiktoken"), theirs, strict=True)
-        )
-        ratios = ", ".join(f"{value / ours:.1f}" for value in theirs)
-        lines.append(
-            f"| encode one prompt of {chars} characters | {ours:,.0f} µs | {peers} | {ratios} |"
-        )
+    for state, lengths in row["microseconds"].items():
+        for chars, found in lengths.items():
+            ours, *theirs = (found[name]["median"] for name in ("llmlab", "tokenizers", "tiktoken"))
+            peers = ", ".join(
+                f"{name} {value:,.0f} µs"
+                for name, value in zip(("tokenizers", "tiktoken"), theirs, strict=True)
+            )
+            ratios = ", ".join(f"{value / ours:.1f}" for value in theirs)
+            what = f"encode one prompt of {chars} characters, {_STATES[state]}"
+            lines.append(f"| {what} | {ours:,.0f} µs | {peers} | {ratios} |")
     return lines
 
 
