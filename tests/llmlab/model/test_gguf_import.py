@@ -279,7 +279,7 @@ def test_tokenizer_chat_and_special_tokens(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"general.architecture": "mamba"}, "architecture 'mamba'.*gpt2, llama, qwen2, qwen3"),
-        ({"tokenizer.ggml.model": "llama"}, "tokenizer model 'llama'.*gpt2"),
+        ({"tokenizer.ggml.model": "rwkv"}, "tokenizer model 'rwkv'.*gpt2"),
         ({"tokenizer.ggml.pre": "tekken"}, "'tekken'"),
         ({"llama.rope.scaling.type": "yarn"}, "'yarn'.*linear"),
         ({"llama.block_count": "two"}, "llama.block_count is not one number"),
