@@ -62,6 +62,7 @@ def _bert() -> str:
 _WORD = r"\p{L}\p{M}\p{N}_"
 _WORDS = rf"[{_WORD}]+|[^{_WORD}\s]+|\s+"
 _CHARS = r"[\s\S]"
+_MARK_RUNS = "\u2581+[^\u2581]*|[^\u2581]+"
 
 CUTS: dict[str, Cut] = {
     cut.name: cut
@@ -82,6 +83,7 @@ CUTS: dict[str, Cut] = {
                 "invert": False,
             },
         ),
+        Cut("mark_runs", _MARK_RUNS, _isolated(_MARK_RUNS)),  # each with all marks before it
         Cut("whitespace", rf"\w+|[^\w{SPACES}]+", {"type": "Whitespace"}),
         Cut("whitespace_split", f"[^{SPACES}]+", {"type": "WhitespaceSplit"}),
     )

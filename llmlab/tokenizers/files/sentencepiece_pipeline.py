@@ -6,9 +6,11 @@ special tokens, which it prefixes one by one, and for ties that only float32 sum
 """
 
 from llmlab.tokenizers.added_tokens import AddedToken
-from llmlab.tokenizers.cuts import CUTS
-from llmlab.tokenizers.decoders import SentencePieceDecoder
+from llmlab.tokenizers.cuts import CUTS, Cut
+from llmlab.tokenizers.decoders import SPACE_MARK, SentencePieceDecoder
 from llmlab.tokenizers.files.sentencepiece_model import PieceType, SentencePieceModel
+from llmlab.tokenizers.models.sentencepiece_bpe import SentencePieceBPE
+from llmlab.tokenizers.models.unigram import Unigram
 from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.sentencepiece_rules import SentencePieceRules
 
@@ -32,12 +34,13 @@ def sentencepiece_pipeline(model: SentencePieceModel) -> tuple[Pipeline, dict[st
         kept=tuple(model.pieces[at].text for at in user_defined),
     )
     rules.apply("")  # a damaged character map shows now, not with the first text
+    cutter = model.model()
     special = sorted(model.of_type(PieceType.CONTROL, PieceType.UNKNOWN))
     pipeline = Pipeline(
         added_tokens=tuple(AddedToken(at, model.pieces[at].text) for at in special),
         normalizers=(rules,),
-        split=CUTS["whole"],
-        model=model.model(),
+        split=_cut(cutter),
+        model=cutter,
         decoder=SentencePieceDecoder(strip_first_space=spec.add_dummy_prefix),
     )
     roles = {
@@ -47,3 +50,18 @@ def sentencepiece_pipeline(model: SentencePieceModel) -> tuple[Pipeline, dict[st
         "unk_token": model.unk_id,
     }
     return pipeline, {role: model.pieces[at].text for role, at in roles.items() if at is not None}
+
+
+def _cut(model: Unigram | SentencePieceBPE) -> Cut:
+    """Return how text may be cut before merging: at spaces if no piece goes on after one.
+
+    Words are merged alone then and found in a cache. The sums of a Unigram model run over the
+    whole text, where they are rounded.
+    """
+    if isinstance(model, Unigram):
+        return CUTS["whole"]
+    matched = [
+        piece for token, (piece, _) in enumerate(model.pieces) if token not in model.unmatched
+    ]
+    goes_on = any(SPACE_MARK in piece.lstrip(SPACE_MARK) for piece in matched)
+    return CUTS["whole"] if goes_on or SPACE_MARK not in matched else CUTS["mark_runs"]

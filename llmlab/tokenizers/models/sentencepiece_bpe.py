@@ -9,7 +9,10 @@ Source: Sennrich et al., arXiv:1508.07909; Kudo and Richardson, arXiv:1808.06226
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from heapq import heapify, heappop, heappush
+from itertools import accumulate, pairwise
+from math import inf
 from typing import Any, NamedTuple
 
 import regex
@@ -78,6 +81,10 @@ class SentencePieceBPE:
         return {piece: token for token, (piece, _) in enumerate(self.pieces)}
 
 
+_SHORT_LEN = 32
+"""Characters up to which looking at every pair takes no longer than the queue."""
+
+
 class SentencePieceBPEEncoder:
     """Cuts text as a model says. It never changes; threads may share it.
 
@@ -99,6 +106,7 @@ class SentencePieceBPEEncoder:
             vocab, unk_id=model.unk_id, byte_fallback=model.byte_fallback
         )
         self._symbols = _symbol_pattern([model.pieces[i][0] for i in model.user_defined])
+        self._is_plain = not model.user_defined and not model.unused
 
     def encode(self, piece: str) -> list[int]:
         """Return the ids of one pre-token."""
@@ -114,9 +122,30 @@ class SentencePieceBPEEncoder:
 
     def _path(self, text: str) -> Iterator[tuple[int, int, int]]:
         """Yield (id or NO_PIECE, start, end) of what is left when nothing joins any more."""
-        for start, end in _Merge(self, text).run():
+        is_short = self._is_plain and len(text) <= _SHORT_LEN
+        for start, end in self._joined(text) if is_short else _Merge(self, text).run():
             found = self.find(text[start:end])
             yield (found.token if found and not found.unused else NO_PIECE), start, end
+
+    def _joined(self, text: str) -> Iterator[Span]:
+        """Join by looking at every pair again; for short texts that takes no longer."""
+        scores = self._scores
+        symbols = list(text)
+        pairs = [scores.get(left + right, -inf) for left, right in pairwise(symbols)]
+        while pairs and (best := max(pairs)) > -inf:
+            at = pairs.index(best)  # of equals the first one
+            symbols[at] += symbols[at + 1]
+            del symbols[at + 1], pairs[at]
+            if at > 0:
+                pairs[at - 1] = scores.get(symbols[at - 1] + symbols[at], -inf)
+            if at < len(pairs):
+                pairs[at] = scores.get(symbols[at] + symbols[at + 1], -inf)
+        ends = [0, *accumulate(map(len, symbols))]
+        return pairwise(ends)
+
+    @cached_property
+    def _scores(self) -> dict[str, float]:
+        return {piece: found.score for piece, found in self._found.items()}
 
     def find(self, spelled: str) -> "_Found | None":
         """Return the piece of this spelling, if it is one that may join."""
