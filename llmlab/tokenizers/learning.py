@@ -13,7 +13,7 @@ Every algorithm counts distinct pre-tokens first, in 64-bit integers and bounded
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from llmlab.errors import DataError
 from llmlab.tokenizers.added_tokens import AddedToken
@@ -30,10 +30,10 @@ from llmlab.tokenizers.models.bpe import ByteLevelBPE
 from llmlab.tokenizers.models.unigram import Unigram
 from llmlab.tokenizers.models.word_level import WordLevel
 from llmlab.tokenizers.models.wordpiece import WordPiece
-from llmlab.tokenizers.normalizers import Bert, Replace, count_normalized
+from llmlab.tokenizers.normalizers import Bert, Normalizer, Replace, normalized
 from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.plan import UNKNOWN, LearningPlan
-from llmlab.tokenizers.scan_rules import METASPACE_RULES, WHITESPACE_RULES, ScanRules
+from llmlab.tokenizers.scan_rules import BERT_RULES, METASPACE_RULES, WHITESPACE_RULES, ScanRules
 from llmlab.tokenizers.splits import find_split
 from llmlab.tokenizers.trainers.bpe import BYTE_CHARS, learn_bpe
 from llmlab.tokenizers.trainers.unigram import learn_unigram
@@ -116,10 +116,10 @@ def _unigram(texts: Iterable[str], plan: LearningPlan, on_progress: OnProgress) 
 def _wordpiece(texts: Iterable[str], plan: LearningPlan, on_progress: OnProgress) -> Pipeline:
     steps = (Bert(lowercase=plan.lowercase),)
     cut = CUTS["bert"]
-    chunks = _counted(texts, WHITESPACE_RULES, plan, on_progress)
+    counts = _counted(texts, BERT_RULES, plan, on_progress)
     special = (*plan.special_tokens, UNKNOWN)
     tokens = learn_wordpiece(
-        count_normalized({chunk.decode(): count for chunk, count in chunks.items()}, steps, cut),
+        _cut_again(_decoded(counts), steps, cut),
         vocab_size=plan.vocab_size,
         min_frequency=plan.min_frequency,
         limit_alphabet=plan.limit_alphabet or 1000,
@@ -139,11 +139,11 @@ def _wordpiece(texts: Iterable[str], plan: LearningPlan, on_progress: OnProgress
 def _word_level(texts: Iterable[str], plan: LearningPlan, on_progress: OnProgress) -> Pipeline:
     cut = CUTS["chars" if plan.algorithm == "char" else "words"]
     counts = _counted(texts, WHITESPACE_RULES, plan, on_progress)
-    chunks = {chunk.decode(): count for chunk, count in counts.items()}
+    chunks = _decoded(counts)
     special = (*plan.special_tokens, UNKNOWN)
     learn_tokens = learn_characters if plan.algorithm == "char" else learn_words
     tokens = learn_tokens(
-        chunks if plan.algorithm == "char" else _cut_again(chunks, cut),
+        chunks if plan.algorithm == "char" else _cut_again(chunks, (), cut),
         vocab_size=min(plan.vocab_size, len(special) + (plan.limit_alphabet or plan.vocab_size)),
         min_frequency=plan.min_frequency,
         special_tokens=special,
@@ -157,10 +157,15 @@ def _word_level(texts: Iterable[str], plan: LearningPlan, on_progress: OnProgres
     )
 
 
-def _cut_again(chunks: Mapping[str, int], cut: Cut) -> Counter[str]:
+def _decoded(counts: PieceCounts) -> dict[str, int]:
+    return {piece.decode(): count for piece, count in counts.items()}
+
+
+def _cut_again(chunks: Mapping[str, int], steps: Sequence[Normalizer], cut: Cut) -> Counter[str]:
+    """Count the pieces of chunks that are normalised and cut, each distinct one once."""
     pieces: Counter[str] = Counter()
     for chunk, count in chunks.items():
-        for piece in cut.pieces(chunk):
+        for piece in cut.pieces(normalized(steps, chunk)):
             pieces[piece] += count
     return pieces
 

@@ -7,20 +7,18 @@ component of that name in Hugging Face `tokenizers` does, character for characte
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import regex
 
-from llmlab.errors import ConfigError, UnsupportedPart
+from llmlab.errors import UnsupportedPart
 from llmlab.tokenizers.alignment import Alignment, Segment
 from llmlab.tokenizers.bert import Bert
-from llmlab.tokenizers.cuts import CUTS, Cut
 from llmlab.tokenizers.sentencepiece_rules import KEY, SentencePieceRules
 from llmlab.tokenizers.unicode_forms import Lowercase, StripAccents, UnicodeForm
-from llmlab.tokenizers.unicode_tables import CLEANED_SPACES, SPACES
+from llmlab.tokenizers.unicode_tables import SPACES
 
 _SPACES = "".join(re.findall(f"[{SPACES}]", "".join(map(chr, range(0x3001)))))
 
@@ -140,46 +138,6 @@ def aligned(steps: Sequence[Normalizer], text: str) -> Alignment:
         if step.apply(alignment.text) != alignment.text:
             alignment = alignment.then(step.segments(alignment.text))
     return alignment
-
-
-CHUNK = re.compile(f"[^{CLEANED_SPACES}]+")
-"""Text between white space, for `count_normalized`."""
-
-
-def works_by_chunk(steps: Sequence[Normalizer], cut: Cut) -> bool:
-    """Return whether cutting at white space first (CHUNK) changes nothing but the work.
-
-    It holds when every step looks at a character and the marks after it, and the cut drops white
-    space. Then the pieces of a text are those of its chunks, side by side.
-    """
-    local = all(isinstance(step, UnicodeForm | Lowercase | StripAccents | Bert) for step in steps)
-    return local and cut in (CUTS["bert"], CUTS["whitespace"], CUTS["whitespace_split"])
-
-
-def count_normalized(
-    counts: Mapping[str, int], steps: Sequence[Normalizer], cut: Cut
-) -> Counter[str]:
-    """Count the pieces of a corpus from its chunks: each distinct one is normalised once.
-
-    Args:
-        counts: how often each chunk (CHUNK) occurs in the corpus.
-        steps: what is done to text before it is cut.
-        cut: how it is cut.
-
-    Raises:
-        ConfigError: the steps or the cut look across white space (works_by_chunk).
-    """
-    if not works_by_chunk(steps, cut):
-        names = ", ".join(type(step).__name__ for step in steps) or "nothing"
-        raise ConfigError(
-            f"normalizers {names} with cut {cut.name!r} look across white space; "
-            "normalise whole texts instead"
-        )
-    pieces: Counter[str] = Counter()
-    for chunk, count in counts.items():
-        for piece in cut.pieces(normalized(steps, chunk)):
-            pieces[piece] += count
-    return pieces
 
 
 def normalizer_steps(component: dict[str, Any] | None) -> tuple[Normalizer, ...]:

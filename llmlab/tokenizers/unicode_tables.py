@@ -13,6 +13,7 @@ searches much text looks for those apart (CharacterClass).
 
 import re
 
+_ENDS = re.compile(r"\\U([0-9a-f]{8})(?:-\\U([0-9a-f]{8}))?")
 _ITEM = re.compile(r"\\U[0-9a-f]{8}(?:-\\U[0-9a-f]{8})?")
 _FIRST_ABOVE = r"\U00010000"
 _ABOVE = re.compile("([\U00010000-\U0010ffff]+)")
@@ -34,6 +35,13 @@ def low_and_high(inside: str) -> tuple[str, str]:
         "".join(item for item in items if item < _FIRST_ABOVE),
         "".join(item for item in items if item >= _FIRST_ABOVE),
     )
+
+
+def ranges(inside: str) -> list[range]:
+    """Return the code points of a class."""
+    return [
+        range(int(first, 16), int(last or first, 16) + 1) for first, last in _ENDS.findall(inside)
+    ]
 
 
 class CharacterClass:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmlab.tokenizers.alphabet import utf8
-from llmlab.tokenizers.compiled.char_classes import char_classes
+from llmlab.tokenizers.compiled.char_classes import classes_for
 from llmlab.tokenizers.compiled.scanner import safe_cut
 from llmlab.tokenizers.scan_rules import ScanRules
 
@@ -61,7 +61,7 @@ def _joined(texts: list[bytes]) -> Batch:
 def _parts(raw: bytes, rules: ScanRules) -> Iterator[Batch]:
     """Yield one long text in parts that have the pre-tokens of the whole."""
     data = np.frombuffer(raw, np.uint8)
-    classes = char_classes()
+    classes = classes_for(rules)
     start, size = 0, BATCH_BYTES
     while start + size < len(raw):
         stop = start + size

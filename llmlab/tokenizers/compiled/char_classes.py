@@ -1,7 +1,8 @@
-r"""A table of what each character is: the classes that the expressions of splits.py are made of.
+r"""Tables of what each character is: the classes that the compiled scanner tells apart.
 
-The table is filled by the `regex` package itself, so `\p{L}` means here what it means there,
-whatever Unicode version that package carries.
+Those of the expressions in splits.py are filled by the `regex` package itself, so `\p{L}` means
+here what it means there, whatever Unicode version that package carries; those of BERT come from
+unicode_tables.py.
 """
 
 from functools import cache
@@ -9,6 +10,9 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import regex
+
+from llmlab.tokenizers.scan_rules import BERT, ScanRules
+from llmlab.tokenizers.unicode_tables import CHINESE, CLEANED_SPACES, PUNCTUATION, ranges
 
 LETTER = 1
 NUMBER = 2
@@ -35,6 +39,11 @@ _PROPERTIES = {
 }
 
 
+def classes_for(rules: ScanRules) -> npt.NDArray[np.uint8]:
+    """Return the table by which texts are cut under these rules."""
+    return _bert_classes() if rules.family == BERT else char_classes()
+
+
 @cache
 def char_classes() -> npt.NDArray[np.uint8]:
     """Return the class bits of every code point, (0x110000,), read-only; made once in 0.05 s."""
@@ -44,5 +53,16 @@ def char_classes() -> npt.NDArray[np.uint8]:
         for match in regex.finditer(expression, every):
             classes[match.start() : match.end()] |= bit
     classes[(classes & (LETTER | NUMBER | SPACE)) == 0] |= OTHER
+    classes.flags.writeable = False
+    return classes
+
+
+@cache
+def _bert_classes() -> npt.NDArray[np.uint8]:
+    """Return SPACE for what BERT makes a space, OTHER for what it sets apart, else LETTER."""
+    classes = np.full(NUM_CODE_POINTS, LETTER, np.uint8)
+    for inside, bit in ((CLEANED_SPACES, SPACE), (PUNCTUATION, OTHER), (CHINESE, OTHER)):
+        for points in ranges(inside):
+            classes[points.start : points.stop] = bit
     classes.flags.writeable = False
     return classes

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from llmlab.errors import ConfigError
 from llmlab.tokenizers.alphabet import utf8
 from llmlab.tokenizers.compiled.batches import Batch, batches
-from llmlab.tokenizers.compiled.char_classes import char_classes
+from llmlab.tokenizers.compiled.char_classes import classes_for
 from llmlab.tokenizers.compiled.jit import compiled_inner
 from llmlab.tokenizers.compiled.piece_table import (
     PieceTable,
@@ -32,7 +32,7 @@ from llmlab.tokenizers.compiled.piece_table import (
     table_bytes,
 )
 from llmlab.tokenizers.compiled.scanner import piece_end
-from llmlab.tokenizers.scan_rules import METASPACE, WHITESPACE, ScanRules
+from llmlab.tokenizers.scan_rules import BERT, METASPACE, WHITESPACE, ScanRules
 from llmlab.track import OnProgress, silent
 
 _logger = logging.getLogger(__name__)
@@ -222,11 +222,10 @@ def _counted(
 
 def _count_batch(batch: Batch, rules: ScanRules) -> PieceTable:
     table = new_table()
+    classes = classes_for(rules)
     text = at = 0
     while True:
-        text, at, end = _count_from(
-            batch.data, batch.bounds, text, at, char_classes(), rules, table
-        )
+        text, at, end = _count_from(batch.data, batch.bounds, text, at, classes, rules, table)
         if at == batch.data.size:
             return table
         table = grown(table, _num_parts(end - at), end - at)
@@ -283,7 +282,7 @@ def _num_parts(num_bytes: int) -> int:
 def _part_end(data: Any, at: int, family: int) -> int:
     """End a part; where models read characters rather than bytes, between two of them."""
     end = at + MAX_PIECE_BYTES
-    if family in (WHITESPACE, METASPACE):
+    if family in (WHITESPACE, METASPACE, BERT):
         while data[end] & 0xC0 == 0x80:
             end -= 1
     return end

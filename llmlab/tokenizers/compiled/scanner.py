@@ -19,7 +19,7 @@ from llmlab.tokenizers.compiled.char_classes import (
     UPPER,
 )
 from llmlab.tokenizers.compiled.jit import compiled_inner
-from llmlab.tokenizers.scan_rules import CL100K, GPT2, METASPACE, O200K, WHITESPACE
+from llmlab.tokenizers.scan_rules import BERT, CL100K, GPT2, METASPACE, O200K, WHITESPACE
 
 _APOSTROPHE = 0x27
 _BLANK = 0x20
@@ -36,7 +36,7 @@ def piece_end(data: Any, start: int, stop: int, classes: Any, rules: Any) -> int
             compiles once for each kind of array.
         start: first byte of the pre-token, below `stop`.
         stop: end of the text; the expression's end of text is here.
-        classes: the table of `char_classes()`.
+        classes: the table of `classes_for(rules)`.
         rules: the `ScanRules` of the split.
     """
     if rules.family == CL100K:
@@ -47,6 +47,8 @@ def piece_end(data: Any, start: int, stop: int, classes: Any, rules: Any) -> int
         return _o200k_end(data, start, stop, classes, rules)
     if rules.family == METASPACE:
         return _next_blank(data, start + 1, stop)
+    if rules.family == BERT:
+        return _bert_end(data, start, stop, classes)
     return _chunk_end(data, start, stop, classes)
 
 
@@ -85,6 +87,8 @@ def _is_cut(family: int, left: int, right: int, byte: int) -> bool:
     """Whether a piece ends between two characters, given their classes and the right one's byte."""
     if family == METASPACE:
         return byte == _BLANK
+    if family == BERT:
+        return left != right or left == OTHER
     if left & SPACE:
         if family == WHITESPACE:
             return right & SPACE == 0
@@ -235,6 +239,12 @@ def _chunk_end(data: Any, start: int, stop: int, classes: Any) -> int:
     if kind & SPACE:
         return _run_end(data, at, stop, classes, SPACE)
     return _run_end(data, at, stop, classes, LETTER | NUMBER | OTHER)
+
+
+@compiled_inner
+def _bert_end(data: Any, start: int, stop: int, classes: Any) -> int:
+    kind, at = _class_at(data, start, stop, classes)
+    return at if kind == OTHER else _run_end(data, at, stop, classes, kind)
 
 
 @compiled_inner

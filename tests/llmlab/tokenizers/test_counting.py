@@ -14,7 +14,7 @@ from llmlab.errors import ConfigError, TokenizerError
 from llmlab.tokenizers.compiled.batches import BATCH_BYTES, batches
 from llmlab.tokenizers.compiled.counting import MAX_PIECE_BYTES, PieceCounts, count_pieces
 from llmlab.tokenizers.compiled.piece_table import PieceTable, add_piece, grown, new_table
-from llmlab.tokenizers.scan_rules import METASPACE_RULES, WHITESPACE_RULES
+from llmlab.tokenizers.scan_rules import BERT_RULES, METASPACE_RULES, WHITESPACE_RULES
 from llmlab.tokenizers.splits import SPLITS, find_split
 from tests.llmlab.tokenizers.samples import CORPUS, TORTURE, TRICKY, shakespeare
 
@@ -133,8 +133,8 @@ def test_long_pieces_are_counted_in_parts():
     assert list(PieceCounts.from_mapping(mapping).items()) == list(counts.items())
 
 
-@pytest.mark.parametrize("rules", [WHITESPACE_RULES, METASPACE_RULES])
-@pytest.mark.parametrize("char", ["é", "猫", "🙂"])
+@pytest.mark.parametrize("rules", [WHITESPACE_RULES, METASPACE_RULES, BERT_RULES])
+@pytest.mark.parametrize("char", ["é", "か", "🙂"])
 def test_parts_of_long_pieces_are_whole_characters_where_models_read_characters(rules, char):
     pieces = dict(count_pieces([char * 20_000], rules).items())
     assert sum(len(piece.decode()) * count for piece, count in pieces.items()) == 20_000

@@ -13,23 +13,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from llmlab.errors import ConfigError, UnsupportedPart
+from llmlab.errors import UnsupportedPart
 from llmlab.tokenizers.bert import Bert
+from llmlab.tokenizers.compiled.counting import count_pieces
 from llmlab.tokenizers.cuts import CUTS, cut_of_component
 from llmlab.tokenizers.normalizers import (
-    CHUNK,
     EXPRESSIONS,
     Prepend,
     Replace,
     Strip,
-    count_normalized,
-    normalized,
     normalizer_component,
     normalizer_steps,
-    works_by_chunk,
 )
+from llmlab.tokenizers.scan_rules import BERT_RULES
 from llmlab.tokenizers.unicode_forms import Lowercase, StripAccents, UnicodeForm
-from tests.llmlab.tokenizers.samples import TORTURE
+from tests.llmlab.tokenizers.samples import TORTURE, shakespeare
 
 BERTS = [
     Bert(clean, chinese, strip, lower)
@@ -209,26 +207,48 @@ def test_components_of_cuts_lead_back():
         cut_of_component({"type": "Digits"})
 
 
-# -- counting by chunk ---------------------------------------------------------------------------
+# -- counting before normalising -----------------------------------------------------------------
 
-LOCAL = [(Bert(),), (Bert(clean_text=False, lowercase=False),), (UnicodeForm("NFKC"), Lowercase())]
+SETTINGS = [bert for bert in BERTS if bert.clean_text and bert.handle_chinese_chars]
+BERT = CUTS["bert"]
 
 
-@pytest.mark.parametrize("steps", LOCAL, ids=repr)
-@pytest.mark.parametrize("cut", ["bert", "whitespace", "whitespace_split"])
+def recounted(texts, bert):
+    """Normalise and cut what is counted by BERT_RULES."""
+    pieces = Counter()
+    for word, count in count_pieces(texts, BERT_RULES, num_threads=1).items():
+        for piece in BERT.pieces(bert.apply(word.decode())):
+            pieces[piece] += count
+    return pieces
+
+
+@pytest.mark.parametrize("bert", SETTINGS, ids=repr)
+@settings(deadline=None)  # the first example may wait for the compiler
 @given(text=TEXTS)
-def test_counting_chunks_is_counting_the_text(steps, cut, text):
-    whole = Counter(CUTS[cut].pieces(normalized(steps, text)))
-    assert count_normalized(Counter(CHUNK.findall(text)), steps, CUTS[cut]) == whole
+def test_counting_before_normalising_is_counting_after(bert, text):
+    assert recounted([text], bert) == Counter(BERT.pieces(bert.apply(text)))
 
 
-@pytest.mark.parametrize(
-    ("steps", "cut"), [((Prepend("▁"),), "bert"), ((Strip(),), "bert"), ((Bert(),), "words")]
-)
-def test_what_looks_across_white_space_is_not_counted_by_chunk(steps, cut):
-    assert not works_by_chunk(steps, CUTS[cut])
-    with pytest.raises(ConfigError, match=rf"{type(steps[0]).__name__} with cut '{cut}'.*instead"):
-        count_normalized({"a": 1}, steps, CUTS[cut])
+@pytest.mark.parametrize("bert", [Bert(), Bert(lowercase=False)], ids=repr)
+def test_counting_many_characters_before_normalising(bert):
+    chars = [*every_character()[:0x3400], *every_character()[0x3400::53]]
+    texts = [f"a{char}\u0301{char}b\u302e {char}" for char in chars]
+    assert recounted(texts, bert) == Counter(
+        piece for text in texts for piece in BERT.pieces(bert.apply(text))
+    )
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_counted_words_are_those_of_tokenizers(lowercase):
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    texts = [*TORTURE, HOT, HOT[::-1], shakespeare()]
+    theirs = Counter(
+        piece
+        for text in texts
+        for piece, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    assert recounted(texts, Bert(lowercase=lowercase)) == theirs
 
 
 # -- tokenizer.json ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from llmlab.errors import ConfigError, DataError
 from llmlab.foundations.wordpiece import train_wordpiece
+from llmlab.tokenizers import Tokenizer
 from llmlab.tokenizers.trainers.wordpiece import SPECIAL_TOKENS, learn_wordpiece
 from llmlab.tokenizers.trainers.words import learn_characters, learn_words
 from tests.llmlab.tokenizers.samples import CORPUS, shakespeare
@@ -80,6 +81,11 @@ def test_vocabulary_is_that_of_tokenizers_on_hard_text_in_its_order():
     )
     assert vocab == reference
     assert len(vocab) < 2000
+
+
+def test_a_form_feed_is_no_white_space():
+    tokenizer = Tokenizer.train(["one\x0ctwo\x85 six"] * 5, vocab_size=99, algorithm="wordpiece")
+    assert [len(tokenizer.encode(word)) for word in ("onetwo", "six")] == [1, 1]
 
 
 def test_first_difference_to_tokenizers_is_the_order_of_the_continued_characters():
