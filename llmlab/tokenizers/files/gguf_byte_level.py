@@ -94,7 +94,8 @@ def byte_level_pipeline(tokens: GgufTokens) -> Pipeline:
         split=split,
         model=model,
         decoder=ByteLevelDecoder(),
-        **tokens.around(adds_bos=split.name == "llama3", adds_eos=False),
+        bos_tokens=tokens.beside_text("bos", default=split.name == "llama3"),
+        eos_tokens=tokens.beside_text("eos", default=False),
     )
 
 

@@ -13,18 +13,11 @@ import re
 from functools import cache
 
 from llmlab.errors import TokenizerError
-from llmlab.tokenizers.cuts import CUTS
-from llmlab.tokenizers.decoders import SPACE_MARK, SentencePieceDecoder
-from llmlab.tokenizers.files.gguf_tokens import (
-    GgufTokens,
-    check_eos,
-    exact_scores,
-    piece_types,
-    role_metadata,
-    token_metadata,
-)
+from llmlab.tokenizers.decoders import SPACE_MARK
+from llmlab.tokenizers.files.gguf_pieces import piece_metadata, pieces_pipeline, read_pieces
+from llmlab.tokenizers.files.gguf_tokens import GgufTokens, check_eos
 from llmlab.tokenizers.files.gguf_writer import Value
-from llmlab.tokenizers.files.sentencepiece_model import PieceType
+from llmlab.tokenizers.files.sentencepiece_model import NormalizerSpec, PieceType
 from llmlab.tokenizers.models.sentencepiece_bpe import SentencePieceBPE
 from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.sentencepiece_rules import SentencePieceRules
@@ -44,17 +37,9 @@ def sentencepiece_bpe_metadata(
     rules = _checked_rules(pipeline)
     check_eos(tokenizer, default=2)
     _check_model(model, rules)
-    types = piece_types(pipeline, model)
-    types |= dict.fromkeys(model.user_defined, PieceType.USER_DEFINED)
     metadata: dict[str, Value] = {
         "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
-        **token_metadata(pipeline, tokenizer.vocab_size, types=types),
-        "tokenizer.ggml.scores": exact_scores(model.pieces, tokenizer.vocab_size),
-        "tokenizer.ggml.add_space_prefix": rules.add_dummy_prefix,
-        "tokenizer.ggml.remove_extra_whitespaces": False,
-        **role_metadata(tokenizer, pipeline, unknown_id=model.unk_id),
-        "llmlab.tokenizer.num_pieces": len(model.pieces),
+        **piece_metadata(tokenizer, pipeline, model, rules, user_defined=PieceType.USER_DEFINED),
     }
     _check_joined(model, {token.content for token in pipeline.added_tokens})
     return metadata
@@ -66,32 +51,11 @@ def sentencepiece_bpe_pipeline(tokens: GgufTokens) -> Pipeline:
     Raises:
         TokenizerError: the file is damaged.
     """
-    pieces = tokens.pieces()
-    user_defined = tokens.of_type(PieceType.USER_DEFINED)
-    unused = tokens.of_type(PieceType.UNUSED)
-    unmatched = tokens.of_type(PieceType.CONTROL, PieceType.UNKNOWN, PieceType.BYTE)
-    prefix = bool(tokens.get("add_space_prefix", True))
-    rules = SentencePieceRules(
-        add_dummy_prefix=prefix,
+    spec = NormalizerSpec(
+        add_dummy_prefix=bool(tokens.get("add_space_prefix", True)),
         remove_extra_whitespaces=False,
-        kept=tuple(tokens.texts[at] for at in user_defined),
     )
-    model = SentencePieceBPE(
-        pieces=pieces,
-        unk_id=tokens.id_of("unknown"),
-        byte_fallback=True,
-        user_defined=frozenset(user_defined),
-        unused=frozenset(at for at in unused if at < len(pieces)),
-        unmatched=frozenset(at for at in unmatched if at < len(pieces)),
-    )
-    return Pipeline(
-        added_tokens=tokens.added_tokens(user_defined=False),
-        normalizers=(rules,),
-        split=CUTS["whole"],
-        model=model,
-        decoder=SentencePieceDecoder(strip_first_space=prefix),
-        **tokens.around(adds_bos=True, adds_eos=False),
-    )
+    return pieces_pipeline(tokens, read_pieces(tokens), spec, model_type="bpe")
 
 
 def _checked_rules(pipeline: Pipeline) -> SentencePieceRules:

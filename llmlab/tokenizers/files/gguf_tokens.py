@@ -1,7 +1,7 @@
 """The tokens of a GGUF file: their texts and types by id, and those with a part to play.
 
 Here stands what every kind of vocabulary has in common, written and read. Not here: what only one
-kind has (gguf_byte_level.py, gguf_wordpiece.py, gguf_unigram.py, gguf_sentencepiece_bpe.py).
+kind has (gguf_vocab.py names the modules).
 
 llama.cpp finds added tokens before it cuts the text, the longest of all first, wherever in the
 text it stands; here the leftmost is first. They agree unless one token ends as a longer one begins.
@@ -20,9 +20,6 @@ from llmlab.tokenizers.added_tokens import AddedToken
 from llmlab.tokenizers.files.folder import ROLES
 from llmlab.tokenizers.files.gguf_writer import Value
 from llmlab.tokenizers.files.sentencepiece_model import PieceType
-from llmlab.tokenizers.models.sentencepiece_bpe import SentencePieceBPE
-from llmlab.tokenizers.models.unigram import Unigram
-from llmlab.tokenizers.models.unknown import byte_ids
 from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.tokenizer import Tokenizer
 
@@ -125,49 +122,6 @@ def check_eos(tokenizer: Tokenizer, *, default: int) -> None:
         )
 
 
-def exact_scores(pieces: tuple[tuple[str, float], ...], vocab_size: int) -> np.ndarray:
-    """Return the score of every id as the file holds it, float32; 0 for an id without a piece.
-
-    Raises:
-        TokenizerError: a score is not a float32, so that llama.cpp would add up other numbers.
-    """
-    scores = np.zeros(vocab_size, np.float32)
-    scores[: len(pieces)] = [score for _, score in pieces]
-    for (piece, score), written in zip(pieces, scores.tolist(), strict=False):
-        if score != written:
-            raise TokenizerError(
-                f"piece {piece!r} has the score {score!r}, and a GGUF file has no more digits than "
-                f"{written!r}; round all scores to float32 first, which may change ids"
-            )
-    return scores
-
-
-def piece_types(pipeline: Pipeline, model: Unigram | SentencePieceBPE) -> dict[int, PieceType]:
-    """Return the types of SentencePiece's pieces that are neither ordinary nor control pieces.
-
-    Raises:
-        TokenizerError: what text may become is not what llama.cpp takes from these types.
-    """
-    types = dict.fromkeys(byte_ids(model.vocab) if model.byte_fallback else (), PieceType.BYTE)
-    never = {*types, *(token.id for token in pipeline.added_tokens if token.special)}
-    for added in pipeline.added_tokens:
-        if not added.special:
-            raise TokenizerError(
-                f"added token {added.content!r} is not special, and llama.cpp would treat the text "
-                "beside it as a new one; make it special"
-            )
-    for token, (piece, _) in enumerate(model.pieces):
-        if (token in never) != (token in model.unmatched):
-            problem = "no text becomes it" if token in model.unmatched else "text may become it"
-            raise TokenizerError(
-                f"token {piece!r} is {'' if token in never else 'not '}special or a byte but "
-                f"{problem}, which a GGUF file cannot say; change one of the two"
-            )
-    if model.unk_id is not None:
-        types[model.unk_id] = PieceType.UNKNOWN
-    return types
-
-
 def _check_added(tokens: tuple[AddedToken, ...]) -> None:
     for added in tokens:
         if added.lstrip or added.rstrip:
@@ -220,6 +174,8 @@ class GgufTokens:
         self._metadata = metadata
         self.texts = self.text_list("tokens")
         self.types = self.numbers("token_type")
+        if odd := set(self.types.tolist()) - set(PieceType):
+            raise TokenizerError(f"token type {min(odd)} is none of 1 to 6; the file is damaged")
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value of `tokenizer.ggml.NAME`."""
@@ -267,12 +223,6 @@ class GgufTokens:
         unused = set(self.of_type(PieceType.UNUSED))
         return [at for at in range(len(self.texts)) if at not in beside and at not in unused]
 
-    def pieces(self) -> tuple[tuple[str, float], ...]:
-        """Return the pieces of a SentencePiece model and their scores, by id."""
-        number = int(self.said("num_pieces", len(self.texts)))
-        scores = self.numbers("scores").tolist()[:number]
-        return tuple(zip(self.texts[:number], scores, strict=True))
-
     def added_tokens(self, *, user_defined: bool) -> tuple[AddedToken, ...]:
         """Return the special tokens and, if asked for, those that are matched but ordinary."""
         normalized = set(np.asarray(self.said("normalized_tokens", ())).tolist())
@@ -283,19 +233,16 @@ class GgufTokens:
             for at in sorted({*special, *ordinary})
         )
 
-    def around(self, *, adds_bos: bool, adds_eos: bool) -> dict[str, tuple[str, ...]]:
-        """Return what stands before and after a text, as fields of a pipeline.
+    def beside_text(self, role: str, *, default: bool) -> tuple[str, ...]:
+        """Return what stands before (`bos`) or after (`eos`, `seperator`) every text.
 
         Args:
-            adds_bos: whether something does where the file does not say.
-            adds_eos: the same for the end.
+            role: which of them.
+            default: whether it does where the file does not say.
         """
-        found: dict[str, tuple[str, ...]] = {}
-        for role, default in (("bos", adds_bos), ("eos", adds_eos)):
-            at = self.id_of(role)
-            adds = at is not None and self.get(f"add_{role}_token", default)
-            found[f"{role}_tokens"] = (self.texts[at],) if adds and at is not None else ()
-        return found
+        at = self.id_of(role)
+        adds = self.get(f"add_{role[:3]}_token", default)
+        return () if at is None or not adds else (self.texts[at],)
 
     def names(self) -> dict[str, str]:
         """Return role to token, as a tokenizer folder names roles."""

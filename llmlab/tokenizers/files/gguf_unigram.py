@@ -1,30 +1,31 @@
 """Unigram in a GGUF file, which calls it `t5`.
 
 llama.cpp applies a character map, puts a space before the text if it is told to, drops extra
-spaces, and finds the best segmentation of the whole text. Ids are the same as here, with these
-exceptions:
+spaces, and finds the best segmentation of the whole text. Ids are the same as here, but for what
+llama.cpp does in another way:
 
-EXCEPTIONS
+* It has no byte fallback: a character without a piece, or a run of them, is the unknown token.
+* It adds up scores in float64, SentencePiece in float32 (`Unigram.single_precision`), so that of
+  segmentations that are equally good, or nearly so, each may take another one.
+* In a text of nothing but spaces it puts no space before, unless extra spaces are dropped.
+* Where extra spaces are dropped it leaves U+2581 at the end of a text.
+* A user-defined piece may change together with a mark behind it, such as `>` and U+0338.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
 from llmlab.errors import TokenizerError
-from llmlab.tokenizers.charsmap import charsmap_rules
+from llmlab.tokenizers.charsmap import CharsMap, charsmap_rules
 from llmlab.tokenizers.cuts import CUTS
-from llmlab.tokenizers.decoders import SPACE_MARK, SentencePieceDecoder
-from llmlab.tokenizers.files.gguf_tokens import (
-    GgufTokens,
-    check_eos,
-    exact_scores,
-    piece_types,
-    role_metadata,
-    token_metadata,
-)
+from llmlab.tokenizers.decoders import SPACE_MARK
+from llmlab.tokenizers.files.gguf_pieces import piece_metadata, pieces_pipeline, read_pieces
+from llmlab.tokenizers.files.gguf_tokens import GgufTokens, check_eos
 from llmlab.tokenizers.files.gguf_writer import Value
-from llmlab.tokenizers.files.sentencepiece_model import PieceType
+from llmlab.tokenizers.files.sentencepiece_model import NormalizerSpec, Piece, PieceType
 from llmlab.tokenizers.models.unigram import Unigram
-from llmlab.tokenizers.normalizers import Normalizer, Replace
+from llmlab.tokenizers.normalizers import Replace
 from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.sentencepiece_rules import SentencePieceRules
 from llmlab.tokenizers.tokenizer import Tokenizer
@@ -52,16 +53,9 @@ def unigram_metadata(tokenizer: Tokenizer, pipeline: Pipeline, model: Unigram) -
         )
     metadata: dict[str, Value] = {
         "tokenizer.ggml.model": "t5",
-        "tokenizer.ggml.pre": "default",
-        **token_metadata(pipeline, size, types=piece_types(pipeline, model)),
-        "tokenizer.ggml.scores": exact_scores(model.pieces, size),
-        "tokenizer.ggml.add_space_prefix": rules.add_dummy_prefix,
-        "tokenizer.ggml.remove_extra_whitespaces": rules.remove_extra_whitespaces,
-        **role_metadata(tokenizer, pipeline, unknown_id=model.unk_id),
+        **piece_metadata(tokenizer, pipeline, model, rules, user_defined=PieceType.NORMAL),
         "llmlab.tokenizer.cut": pipeline.split.name,
         "llmlab.tokenizer.is_sentencepiece": rules in pipeline.normalizers,
-        "llmlab.tokenizer.single_precision": model.single_precision,
-        "llmlab.tokenizer.num_pieces": len(model.pieces),
     }
     if rules.charsmap:
         charsmap = np.frombuffer(rules.charsmap, np.uint8)
@@ -75,39 +69,32 @@ def unigram_pipeline(tokens: GgufTokens) -> Pipeline:
     Raises:
         TokenizerError: the file is damaged.
     """
-    prefix = bool(tokens.get("add_space_prefix", False))
-    model = _read_model(tokens)
-    rules = SentencePieceRules(
+    spec = NormalizerSpec(
         charsmap=np.asarray(tokens.get("precompiled_charsmap", ()), np.uint8).tobytes(),
-        add_dummy_prefix=prefix,
+        add_dummy_prefix=bool(tokens.get("add_space_prefix", False)),
         remove_extra_whitespaces=bool(tokens.get("remove_extra_whitespaces", False)),
-        kept=tuple(model.pieces[at][0] for at in sorted(model.user_defined)),
     )
-    rules.apply("")  # a damaged character map shows now, not with the first text
-    step: Normalizer = rules if tokens.said("is_sentencepiece", True) else _MARKS_ONLY
-    return Pipeline(
-        added_tokens=tokens.added_tokens(user_defined=False),
-        normalizers=(step,),
-        split=CUTS[tokens.said("cut", "whole")],
-        model=model,
-        decoder=SentencePieceDecoder(strip_first_space=prefix),
-        **tokens.around(adds_bos=False, adds_eos=True),
+    pieces = _with_user_defined(read_pieces(tokens), tokens)
+    pipeline = pieces_pipeline(tokens, pieces, spec, model_type="unigram")
+    if tokens.said("is_sentencepiece", True):
+        return pipeline
+    assert isinstance(pipeline.model, Unigram)
+    return replace(
+        pipeline,
+        normalizers=(_MARKS_ONLY,),
+        split=CUTS[tokens.said("cut")],
+        model=replace(pipeline.model, single_precision=False),
     )
 
 
-def _read_model(tokens: GgufTokens) -> Unigram:
-    pieces = list(tokens.pieces())
-    named = np.asarray(tokens.said("user_defined", ())).tolist()
-    for token, score in zip(named, tokens.said("user_defined_scores", ()), strict=True):
-        pieces[token] = pieces[token][0], float(score)
-    types = (PieceType.CONTROL, PieceType.UNKNOWN, PieceType.BYTE, PieceType.UNUSED)
-    return Unigram(
-        pieces=tuple(pieces),
-        unk_id=tokens.id_of("unknown"),
-        byte_fallback=bool(tokens.of_type(PieceType.BYTE)),
-        user_defined=frozenset([*named, *tokens.of_type(PieceType.USER_DEFINED)]),
-        unmatched=frozenset(at for at in tokens.of_type(*types) if at < len(pieces)),
-        single_precision=bool(tokens.said("single_precision", True)),
+def _with_user_defined(pieces: tuple[Piece, ...], tokens: GgufTokens) -> tuple[Piece, ...]:
+    """Give user-defined pieces back the type and score that `_user_defined` took."""
+    scores = np.asarray(tokens.said("user_defined_scores", ())).tolist()
+    ids = np.asarray(tokens.said("user_defined", ())).tolist()
+    found = dict(zip(ids, scores, strict=True))
+    return tuple(
+        Piece(piece.text, found[at], PieceType.USER_DEFINED) if at in found else piece
+        for at, piece in enumerate(pieces)
     )
 
 
@@ -132,12 +119,14 @@ def _user_defined(model: Unigram, metadata: dict[str, Value]) -> dict[str, Value
 
 
 def _checked_rules(pipeline: Pipeline) -> SentencePieceRules:
-    steps = pipeline.normalizers
-    rules = _NO_RULES if steps == (_MARKS_ONLY,) else steps[0] if len(steps) == 1 else None
-    if not isinstance(rules, SentencePieceRules) or pipeline.split.name not in ("whole", "marks"):
+    steps, cut = pipeline.normalizers, pipeline.split
+    if steps == (_MARKS_ONLY,) and cut in (CUTS["marks"], CUTS["whole"]):
+        return _NO_RULES
+    rules = steps[0] if len(steps) == 1 else None
+    if not isinstance(rules, SentencePieceRules) or cut != CUTS["whole"]:
         names = ", ".join(type(step).__name__ for step in steps) or "none"
         raise TokenizerError(
-            f"Unigram with normalizers {names} and the cut {pipeline.split.name!r} is none that "
+            f"Unigram with normalizers {names} and the cut {cut.name!r} is none that "
             "llama.cpp knows; train with algorithm='unigram' or load a SentencePiece .model file"
         )
     if not rules.escape_whitespaces:
@@ -165,22 +154,10 @@ def _check_pieces(pipeline: Pipeline, model: Unigram, rules: SentencePieceRules)
                 "is cut there; remove it"
             )
     user_defined = [model.pieces[token][0] for token in sorted(model.user_defined)]
-    found = charsmap_rules(rules.charsmap) if rules.charsmap and user_defined else {}
+    found = CharsMap(charsmap_rules(rules.charsmap) if rules.charsmap and user_defined else {})
     for piece in user_defined:
-        if " " in piece or SPACE_MARK in piece or any(_touches(rule, piece) for rule in found):
+        if " " in piece or SPACE_MARK in piece or found.apply(piece) != piece:
             raise TokenizerError(
                 f"user-defined piece {piece!r} is not normalised by SentencePiece, but it is by "
                 "llama.cpp; train the model without it"
             )
-
-
-def _touches(rule: str, piece: str) -> bool:
-    """Return whether replacing the text `rule` may change a piece or an end of it."""
-    return (
-        rule in piece
-        or piece in rule
-        or any(
-            piece.startswith(rule[-end:]) or piece.endswith(rule[:end])
-            for end in range(1, len(rule))
-        )
-    )

@@ -101,9 +101,12 @@ def tokenizer_of_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         raise TokenizerError(
             f"the tokenizer model {kind!r} is not supported yet; read are {', '.join(_READERS)}"
         )
-    tokens = GgufTokens(metadata)
-    return Tokenizer(
-        _READERS[kind](tokens),
-        names=tokens.names(),
-        chat_template=metadata.get("tokenizer.chat_template"),
-    )
+    try:
+        tokens = GgufTokens(metadata)
+        return Tokenizer(
+            _READERS[kind](tokens),
+            names=tokens.names(),
+            chat_template=metadata.get("tokenizer.chat_template"),
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise TokenizerError(f"not a whole tokenizer: {error!r}; fetch the file again") from error

@@ -3,9 +3,18 @@
 llama.cpp writes a token that starts a word with U+2581 in front and one that goes on without its
 `##`. It puts `bos` before and `seperator` (so spelled) after every text for which special tokens
 are asked for, whatever the file says; a tokenizer that puts nothing there gets its eos_token on
-both sides. Without special tokens ids are the same, with these exceptions:
+both sides. Without special tokens ids are the same, but for what llama.cpp does in another way:
 
-EXCEPTIONS
+* A word may have any length; here one of more than `max_chars` is unknown.
+* U+000B, U+000C and U+0085 are white space; BERT drops them.
+* U+2581 in the text is taken for the start of a word.
+* Its Unicode tables are newer than those that BERT's tokenizers have: punctuation that came after
+  Unicode 8 is cut off, format characters are dropped; 121 characters, of rare scripts all but few.
+* Where accents are stripped it drops all marks, BERT only the nonspacing ones it knows; so the
+  vowel signs of Indic scripts go. Of a character that decomposes into several that are no marks
+  it keeps the first: of a Hangul syllable the leading consonant.
+
+Older versions of llama.cpp fold case and strip accents whatever the file says.
 """
 
 from functools import partial
@@ -84,7 +93,8 @@ def wordpiece_pipeline(tokens: GgufTokens) -> Pipeline:
         split=CUTS["bert"],
         model=WordPiece(vocab, unknown_token, prefix, int(tokens.said("max_word_chars", 100))),
         decoder=WordPieceDecoder(prefix, cleanup=bool(tokens.said("cleanup", True))),
-        **_around(tokens),
+        bos_tokens=tokens.beside_text("bos", default=True),
+        eos_tokens=tokens.beside_text("seperator", default=True),
     )
 
 
@@ -153,11 +163,3 @@ def _ends(tokenizer: Tokenizer, pipeline: Pipeline) -> dict[str, Value]:
         "tokenizer.ggml.seperator_token_id": seperator,
         "tokenizer.ggml.add_sep_token": bool(pipeline.eos_tokens),
     }
-
-
-def _around(tokens: GgufTokens) -> dict[str, tuple[str, ...]]:
-    """Return what stands before and after a text; BERT's texts have both unless it is said."""
-    bos, seperator = tokens.id_of("bos"), tokens.id_of("seperator")
-    if bos is None or seperator is None or not tokens.get("add_bos_token", True):
-        return {"bos_tokens": (), "eos_tokens": ()}
-    return {"bos_tokens": (tokens.texts[bos],), "eos_tokens": (tokens.texts[seperator],)}
