@@ -234,7 +234,7 @@ class GgufTokens:
         )
 
     def beside_text(self, role: str, *, default: bool) -> tuple[str, ...]:
-        """Return what stands before (`bos`) or after (`eos`, `seperator`) every text.
+        """Return what stands before (`bos`) or after (`eos`, the separator) every text.
 
         Args:
             role: which of them.

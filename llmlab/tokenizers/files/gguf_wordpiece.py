@@ -1,15 +1,15 @@
 """WordPiece in a GGUF file, which calls it `bert`.
 
 llama.cpp writes a token that starts a word with U+2581 in front and one that goes on without its
-`##`. It puts `bos` before and `seperator` (so spelled) after every text for which special tokens
-are asked for, whatever the file says; a tokenizer that puts nothing there gets its eos_token on
-both sides. Without special tokens ids are the same, but for what llama.cpp does in another way:
+`##`. Where special tokens are asked for it puts one before and one after every text, whatever the
+file says; a tokenizer that puts nothing there gets its eos_token on both sides. Without special
+tokens ids are the same, but for what llama.cpp does in another way:
 
 * A word may have any length; here one of more than `max_chars` is unknown.
 * U+000B, U+000C and U+0085 are white space; BERT drops them.
 * U+2581 in the text is taken for the start of a word.
 * Its Unicode tables are newer than those that BERT's tokenizers have: punctuation that came after
-  Unicode 8 is cut off, format characters are dropped; 121 characters, of rare scripts all but few.
+  Unicode 8 is cut off and format characters are dropped, 149 rare characters.
 * Where accents are stripped it drops all marks, BERT only the nonspacing ones it knows; so the
   vowel signs of Indic scripts go. Of a character that decomposes into several that are no marks
   it keeps the first: of a Hangul syllable the leading consonant.
@@ -29,6 +29,9 @@ from llmlab.tokenizers.files.sentencepiece_model import PieceType
 from llmlab.tokenizers.models.wordpiece import WordPiece
 from llmlab.tokenizers.pipeline import Pipeline
 from llmlab.tokenizers.tokenizer import Tokenizer
+
+_SEPARATOR = "seperator"  # codespell:ignore seperator
+"""How GGUF spells the role of what follows a text."""
 
 
 def wordpiece_metadata(
@@ -94,7 +97,7 @@ def wordpiece_pipeline(tokens: GgufTokens) -> Pipeline:
         model=WordPiece(vocab, unknown_token, prefix, int(tokens.said("max_word_chars", 100))),
         decoder=WordPieceDecoder(prefix, cleanup=bool(tokens.said("cleanup", True))),
         bos_tokens=tokens.beside_text("bos", default=True),
-        eos_tokens=tokens.beside_text("seperator", default=True),
+        eos_tokens=tokens.beside_text(_SEPARATOR, default=True),
     )
 
 
@@ -152,14 +155,14 @@ def _ends(tokenizer: Tokenizer, pipeline: Pipeline) -> dict[str, Value]:
     special, fallback = tokenizer.special_tokens, tokenizer.eos_token_id
     ids = {**special, **pipeline.vocab}
     first, last = (*pipeline.bos_tokens, "[CLS]")[0], (*pipeline.eos_tokens, "[SEP]")[0]
-    bos, seperator = ids.get(first, fallback), ids.get(last, fallback)
-    if bos is None or seperator is None:
+    bos, separator = ids.get(first, fallback), ids.get(last, fallback)
+    if bos is None or separator is None:
         raise TokenizerError(
             "the tokenizer has neither [CLS] and [SEP] nor an eos_token, and llama.cpp would put "
             "ids 101 and 102 around a text; give eos_token"
         )
     return {
         "tokenizer.ggml.bos_token_id": bos,
-        "tokenizer.ggml.seperator_token_id": seperator,
+        f"tokenizer.ggml.{_SEPARATOR}_token_id": separator,
         "tokenizer.ggml.add_sep_token": bool(pipeline.eos_tokens),
     }

@@ -24,12 +24,13 @@ class _Params(ctypes.Structure):
 
 
 def llama_cpp_ids(
-    file: Path, texts: Sequence[str], *, parse_special: bool = False
+    file: Path, texts: Sequence[str], *, parse_special: bool = False, add_special: bool = False
 ) -> tuple[list[list[int]], dict[str, Any]]:
     """Return llama.cpp's ids of each text, and the facts it read; skip the test without it."""
     if importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("xllamacpp is not installed; run `pip install xllamacpp`")
-    request = json.dumps({"file": str(file), "texts": list(texts), "parse_special": parse_special})
+    flags = [add_special, parse_special]
+    request = json.dumps({"file": str(file), "texts": list(texts), "flags": flags})
     answer = subprocess.run(
         [sys.executable, __file__], input=request, capture_output=True, text=True, check=False
     )
@@ -41,7 +42,7 @@ def llama_cpp_ids(
 def _main() -> None:
     request = json.loads(sys.stdin.read())
     library, vocab = _load(request["file"])
-    ids = [_tokenize(library, vocab, text, request["parse_special"]) for text in request["texts"]]
+    ids = [_tokenize(library, vocab, text, *request["flags"]) for text in request["texts"]]
     facts = {
         "num_tokens": library.llama_vocab_n_tokens(vocab),
         "bos": library.llama_vocab_bos(vocab),
@@ -71,13 +72,13 @@ def _load(file: str) -> tuple[Any, ctypes.c_void_p]:
     return library, ctypes.c_void_p(library.llama_model_get_vocab(model))
 
 
-def _tokenize(library: Any, vocab: ctypes.c_void_p, text: str, parse_special: bool) -> list[int]:
+def _tokenize(
+    library: Any, vocab: ctypes.c_void_p, text: str, add_special: bool, parse_special: bool
+) -> list[int]:
     data = text.encode()
     ids = (ctypes.c_int32 * (len(data) + 8))()
-    add_special = ctypes.c_bool(False)
-    count = library.llama_tokenize(
-        vocab, data, len(data), ids, len(ids), add_special, ctypes.c_bool(parse_special)
-    )
+    flags = ctypes.c_bool(add_special), ctypes.c_bool(parse_special)
+    count = library.llama_tokenize(vocab, data, len(data), ids, len(ids), *flags)
     return ids[:count]
 
 

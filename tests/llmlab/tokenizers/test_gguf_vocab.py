@@ -92,7 +92,7 @@ def test_llama_cpp_cuts_random_text_the_same_way(name, tmp_path):
     arguments = read_rank_file(rank_file(f"{published}.tiktoken"), split=name)
     tokenizer = Tokenizer.from_vocab(**arguments)
     write_vocab_gguf(tokenizer, tmp_path / "vocab.gguf")
-    texts = [text for text in _random_texts(40_000) if name != "o200k" or _is_plain(text)]
+    texts = [text for text in random_texts(40_000) if name != "o200k" or _is_plain(text)]
     assert len(texts) > 5_000
     ids, _ = llama_cpp_ids(tmp_path / "vocab.gguf", texts)
     for text, theirs in zip(texts, ids, strict=True):
@@ -108,7 +108,7 @@ def test_o200k_of_llama_cpp_leaves_marks_and_foreign_case_apart(tmp_path):
     assert ids[1] != tokenizer.encode(marked)
 
 
-def _random_texts(count: int) -> list[str]:
+def random_texts(count: int) -> list[str]:
     """Texts of a few characters of few kinds, so that every pair of kinds meets."""
     rng = random.Random(7)
     by_kind: dict[str, list[str]] = {}
