@@ -74,20 +74,6 @@ def lay_out(data: Any, starts: Any, kept: Any) -> Any:
     return text[: size + 1], owners[: size + 1]
 
 
-@compiled
-def find_words(text: Any) -> Any:
-    """Return where each stretch without zeros starts and ends, (n, 2) int64."""
-    bounds = np.empty((text.size // 2 + 1, 2), np.int64)
-    count, start = 0, 0
-    for at in range(text.size):
-        if text[at] == 0:
-            if at > start:
-                bounds[count, 0], bounds[count, 1] = start, at
-                count += 1
-            start = at + 1
-    return bounds[:count]
-
-
 @compiled_inner
 def _character(data: Any, at: int, end: int) -> Any:
     """Return a character and its bytes; -1 and one byte when there is no UTF-8 here."""

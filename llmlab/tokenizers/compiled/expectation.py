@@ -2,8 +2,10 @@
 
 The expected count of a piece sums, over all ways to cut a word, the way's share of the word's
 probability (forward-backward). Sums are of probabilities as such, each divided by a constant to
-the power of its length so that they stay near 1; a word that leaves float64's range all the same
-is done again in logarithms. Not here: threads and the M-step (../trainers/unigram.py).
+the power of its length so that they stay near 1; where one leaves float64's range all the same,
+the block of words is done again in logarithms. Words go by blocks (prefix_tree.py): ways to a
+common beginning are summed once, and so are shares of the words behind it. Not here: threads and
+the M-step (../trainers/unigram.py).
 
 Source: Kudo, arXiv:1804.10959, section 3.2.
 """
@@ -13,17 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmlab.tokenizers.compiled.jit import compiled, compiled_inner
+from llmlab.tokenizers.compiled.prefix_tree import FROM, PIECE, TO, Block, fill_block, new_block
 from llmlab.tokenizers.compiled.trie import BASE, PARENT, ROOT, VALUE, Place
 
 _SMALLEST, _LARGEST = 1e-120, 1e120
 """Forward sums within these leave room for the backward ones."""
 
-_FROM, _TO, _PIECE = Place(0), Place(1), Place(2)  # columns of `edges`
 _LENGTH, _LAST = Place(0), Place(1)  # columns of `steps`
 
 
 class Words(NamedTuple):
-    """Different words and how often each is there."""
+    """Words in about the order of their bytes, and how often each is there."""
 
     text: Any
     """(bytes,) uint8: UTF-8 of all of them."""
@@ -53,7 +55,7 @@ class Scored(NamedTuple):
 
 @compiled
 def add_expected(
-    words: Words, first: int, last: int, pieces: Scored, max_edges: int, expected: Any
+    words: Words, first: int, last: int, pieces: Scored, max_len: int, expected: Any
 ) -> Any:
     """Add the expected counts of the pieces in some words; return their log-likelihood.
 
@@ -62,129 +64,125 @@ def add_expected(
         first: the first word counted here.
         last: one past the last word counted here.
         pieces: all pieces.
-        max_edges: how many pieces can start at one place.
+        max_len: bytes of the longest piece.
         expected: (n,) float64; receives the counts.
     """
-    text, bounds, counts = words
     nodes, scores, scaled, byte_score = pieces
-    longest = _longest(bounds, first, last)
-    edges = np.empty((longest * max_edges, 3), np.int32)
-    values = np.empty(longest * max_edges)
-    forward, backward = np.empty(longest + 1), np.empty(longest + 1)
-    total = 0.0
-    for word in range(first, last):
-        start, end = bounds[word, 0], bounds[word, 1]
-        size, count = end - start, np.float64(counts[word])
-        num_edges = _find_edges(text, start, end, nodes, edges)
-        if _forward(text, start, size, edges, num_edges, scaled, values, forward):
-            _backward(size, edges, num_edges, values, forward, backward, count, expected)
-            log_sum = np.log(forward[size]) + size * byte_score
+    block = new_block(words, first, last, max_len)
+    values = np.empty(block.edges.shape[0])
+    max_nodes = values.size // max_len
+    forward, backward = np.empty(max_nodes), np.empty(max_nodes)
+    total, word = 0.0, first
+    while word < last:
+        end, num_nodes, num_edges = fill_block(words, word, last, nodes, block)
+        size = (num_nodes, num_edges)
+        if _forward(block, size, end - word, scaled, values, forward):
+            _backward(words, word, end, block, size, values, forward, backward, expected)
+            total += _log_likelihood(words, word, end, block, forward, byte_score)
         else:
-            log_sum = _in_logs(size, edges, num_edges, scores, forward, backward, count, expected)
-        total += count * log_sum
+            total += _in_logs(words, word, end, block, size, scores, forward, backward, expected)
+        word = end
     return total
 
 
 @compiled_inner
-def _find_edges(text: Any, start: int, end: int, nodes: Any, edges: Any) -> Any:
-    """Note every piece at every place of a word, by where it starts; return how many there are."""
-    count = Place(0)
-    for at in range(start, end):
-        if text[at] & 0xC0 == 0x80:
-            continue  # inside a character
-        node, place = ROOT, at
-        while place < end:
-            row = Place(nodes[node, BASE]) ^ Place(text[Place(place)])
-            if Place(nodes[row, PARENT]) != node:
-                break
-            node = row
-            place += 1
-            piece = nodes[node, VALUE]
-            if piece >= 0:
-                edges[count, _FROM], edges[count, _TO] = at - start, place - start
-                edges[count, _PIECE] = piece
-                count += Place(1)
-    return np.int64(count)
-
-
-@compiled_inner
 def _forward(
-    text: Any,
-    start: int,
-    size: int,
-    edges: Any,
-    num_edges: int,
-    scaled: Any,
-    values: Any,
-    forward: Any,
+    block: Block, size: tuple[int, int], num_words: int, scaled: Any, values: Any, forward: Any
 ) -> bool:
-    """Sum the ways to every place; return whether float64 could hold the sums."""
-    for at in range(size + 1):
-        forward[at] = 0.0
+    """Sum the ways to every node; return whether float64 could hold the sums."""
+    num_nodes, num_edges = size
+    edges, ends = block.edges, block.ends
+    for node in range(num_nodes):
+        forward[node] = 0.0
     forward[0] = 1.0
+    fits = True
     for number in range(num_edges):
         edge = Place(number)
-        value = scaled[Place(edges[edge, _PIECE])]
+        so_far, value = forward[Place(edges[edge, FROM])], scaled[Place(edges[edge, PIECE])]
+        fits &= _SMALLEST < so_far < _LARGEST
         values[edge] = value
-        forward[Place(edges[edge, _TO])] += forward[Place(edges[edge, _FROM])] * value
-    for at in range(1, size + 1):
-        inside = at < size and text[start + at] & 0xC0 == 0x80
-        if not inside and not _SMALLEST < forward[at] < _LARGEST:
-            return False
-    return True
+        forward[Place(edges[edge, TO])] += so_far * value
+    for word in range(num_words):
+        fits &= _SMALLEST < forward[ends[word]] < _LARGEST
+    return fits
 
 
 @compiled_inner
 def _backward(
-    size: int,
-    edges: Any,
-    num_edges: int,
+    words: Words,
+    first: int,
+    last: int,
+    block: Block,
+    size: tuple[int, int],
     values: Any,
     forward: Any,
     backward: Any,
-    count: float,
     expected: Any,
 ) -> None:
-    """Sum the ways from every place to the end, and add each piece's share."""
-    for at in range(size):
-        backward[at] = 0.0
-    backward[size] = count / forward[size]
+    """Sum the ways from every node to the words behind it, and add each piece's share."""
+    num_nodes, num_edges = size
+    edges = block.edges
+    for node in range(num_nodes):
+        backward[node] = 0.0
+    for word in range(first, last):
+        end = block.ends[word - first]
+        backward[end] += np.float64(words.counts[word]) / forward[end]
     for number in range(num_edges - 1, -1, -1):
         edge = Place(number)
-        at = Place(edges[edge, _FROM])
-        way = values[edge] * backward[Place(edges[edge, _TO])]
-        backward[at] += way
-        expected[Place(edges[edge, _PIECE])] += way * forward[at]
+        node = Place(edges[edge, FROM])
+        way = values[edge] * backward[Place(edges[edge, TO])]
+        backward[node] += way
+        expected[Place(edges[edge, PIECE])] += way * forward[node]
+
+
+@compiled_inner
+def _log_likelihood(
+    words: Words, first: int, last: int, block: Block, forward: Any, byte_score: float
+) -> float:
+    total = 0.0
+    for word in range(first, last):
+        size = words.bounds[word, 1] - words.bounds[word, 0]
+        log_sum = np.log(forward[block.ends[word - first]]) + size * byte_score
+        total += words.counts[word] * log_sum
+    return total
 
 
 @compiled_inner
 def _in_logs(
-    size: int,
-    edges: Any,
-    num_edges: int,
+    words: Words,
+    first: int,
+    last: int,
+    block: Block,
+    size: tuple[int, int],
     scores: Any,
     forward: Any,
     backward: Any,
-    count: float,
     expected: Any,
 ) -> float:
-    """Do both in logarithms; return the log-likelihood of the word."""
-    for at in range(size + 1):
-        forward[at] = backward[at] = -np.inf
-    forward[0] = backward[size] = 0.0
+    """Do both in logarithms; return the log-likelihood of the words."""
+    num_nodes, num_edges = size
+    edges = block.edges
+    for node in range(num_nodes):
+        forward[node] = backward[node] = -np.inf
+    forward[0] = 0.0
     for edge in range(num_edges):
-        at, to = edges[edge, _FROM], edges[edge, _TO]
-        forward[to] = np.logaddexp(forward[to], forward[at] + scores[edges[edge, _PIECE]])
+        node, to = edges[edge, FROM], edges[edge, TO]
+        forward[to] = np.logaddexp(forward[to], forward[node] + scores[edges[edge, PIECE]])
+    total = 0.0
+    for word in range(first, last):
+        end, count = block.ends[word - first], np.float64(words.counts[word])
+        backward[end] = np.logaddexp(backward[end], np.log(count) - forward[end])
+        total += count * forward[end]
     for edge in range(num_edges - 1, -1, -1):
-        at, to, piece = edges[edge, _FROM], edges[edge, _TO], edges[edge, _PIECE]
+        node, to, piece = edges[edge, FROM], edges[edge, TO], edges[edge, PIECE]
         way = scores[piece] + backward[to]
-        backward[at] = np.logaddexp(backward[at], way)
-        expected[piece] += count * np.exp(way + forward[at] - forward[size])
-    return forward[size]
+        backward[node] = np.logaddexp(backward[node], way)
+        expected[piece] += np.exp(way + forward[node])
+    return total
 
 
 @compiled
-def add_best(words: Words, first: int, last: int, pieces: Scored, used: Any) -> Any:
+def add_best(words: Words, first: int, last: int, pieces: Scored, max_len: int, used: Any) -> Any:
     """Add how often each piece is used when every word is cut in the best way.
 
     Args:
@@ -192,24 +190,67 @@ def add_best(words: Words, first: int, last: int, pieces: Scored, used: Any) -> 
         first: the first word counted here.
         last: one past the last word counted here.
         pieces: all pieces.
+        max_len: bytes of the longest piece.
         used: (n,) int64; receives the counts.
 
     Returns:
         The log-probability of those segmentations.
     """
-    text, bounds, counts = words
     nodes, scores, _, _ = pieces
-    longest = _longest(bounds, first, last)
-    best, steps = np.empty(longest + 1), np.empty((longest + 1, 2), np.int32)
+    block = new_block(words, first, last, max_len)
+    max_nodes = block.edges.shape[0] // max_len
+    best, steps = np.empty(max_nodes), np.empty((max_nodes, 2), np.int32)
+    passed = np.empty(max_nodes, np.int64)
+    total, word = 0.0, first
+    while word < last:
+        end, num_nodes, num_edges = fill_block(words, word, last, nodes, block)
+        _best_ways(block, (num_nodes, num_edges), scores, best, steps)
+        total += _add_used(words, word, end, block, num_nodes, best, steps, passed, used)
+        word = end
+    return total
+
+
+@compiled_inner
+def _best_ways(block: Block, size: tuple[int, int], scores: Any, best: Any, steps: Any) -> None:
+    """Find the best way to every node, and its last step: (from, piece)."""
+    num_nodes, num_edges = size
+    edges = block.edges
+    for node in range(num_nodes):
+        best[node] = -np.inf
+    best[0] = 0.0
+    for number in range(num_edges):
+        edge = Place(number)
+        node, to, piece = edges[edge, FROM], Place(edges[edge, TO]), edges[edge, PIECE]
+        total = best[Place(node)] + scores[Place(piece)]
+        if total > best[to]:
+            best[to] = total
+            steps[to, Place(0)], steps[to, Place(1)] = node, piece
+
+
+@compiled_inner
+def _add_used(
+    words: Words,
+    first: int,
+    last: int,
+    block: Block,
+    num_nodes: int,
+    best: Any,
+    steps: Any,
+    passed: Any,
+    used: Any,
+) -> float:
+    """Add the pieces on the best ways, every node's once for all words whose way passes it."""
+    for node in range(num_nodes):
+        passed[node] = 0
     total = 0.0
     for word in range(first, last):
-        start, end = bounds[word, 0], bounds[word, 1]
-        _best_cut(text, start, end, nodes, scores, best, steps, end - start)
-        total += counts[word] * best[end - start]
-        at = end - start
-        while at > 0:
-            used[steps[at, 1]] += counts[word]
-            at -= steps[at, 0]
+        end = block.ends[word - first]
+        passed[end] += words.counts[word]
+        total += words.counts[word] * best[end]
+    for node in range(num_nodes - 1, 0, -1):
+        if passed[node] > 0:
+            passed[steps[node, 0]] += passed[node]
+            used[steps[node, 1]] += passed[node]
     return total
 
 
@@ -302,14 +343,6 @@ def _best_cut(
                 if steps[to, _LENGTH] == 0 or total > best[to]:
                     best[to] = total
                     steps[to, _LENGTH], steps[to, _LAST] = place - at, piece
-
-
-@compiled_inner
-def _longest(bounds: Any, first: int, last: int) -> int:
-    longest = 0
-    for word in range(first, last):
-        longest = max(longest, bounds[word, 1] - bounds[word, 0])
-    return longest
 
 
 @compiled_inner

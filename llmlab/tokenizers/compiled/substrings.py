@@ -25,7 +25,7 @@ _NUM_BUCKETS = 2**16
 _SMALL = 12
 """Fewer suffixes than this are sorted by insertion."""
 
-MAX_SCORE = 2**20
+MAX_SCORE = 2**16
 """Scores are told apart below this; all above are kept."""
 
 
@@ -227,13 +227,21 @@ def shared_bytes(text: Any, order: Any, first: int, last: int, max_chars: int, o
 
 @compiled
 def score_histogram(
-    text: Any, owners: Any, counts: Any, order: Any, shared: Any, max_chars: int, min_count: int
+    text: Any,
+    owners: Any,
+    counts: Any,
+    order: Any,
+    shared: Any,
+    max_chars: int,
+    min_count: int,
+    first: int,
+    last: int,
 ) -> Any:
     """Return how many substrings have each score, (MAX_SCORE + 1,) int64; see `substrings`."""
     histogram = np.zeros(MAX_SCORE + 1, np.int64)
     stack, found = np.empty((max_chars + 2, 3), np.int64), np.empty((0, 3), np.int64)
     limits = (max_chars, min_count, MAX_SCORE)
-    _walk(text, owners, counts, order, shared, limits, stack, histogram, found)
+    _walk(text, owners, counts, order, shared, limits, first, last, stack, histogram, found)
     return histogram
 
 
@@ -246,6 +254,8 @@ def substrings(
     shared: Any,
     max_chars: int,
     min_count: int,
+    first: int,
+    last: int,
     min_score: int,
     num_found: int,
 ) -> Any:
@@ -261,17 +271,19 @@ def substrings(
         shared: (n + 1,) uint16, of `shared_bytes`.
         max_chars: characters of the longest substring.
         min_count: occurrences of the rarest one.
+        first: the first suffix looked at here; the one before begins with another character.
+        last: one past the last suffix looked at here, the same holds for it.
         min_score: the least score, 1 or more.
         num_found: a bound on how many come back.
 
     Returns:
-        (m, 3) int64: rank of a suffix that starts with it, its bytes, its count (0 for a
+        (m, 3) int64: rank of a suffix that starts with it, its bytes, its score (0 for a
         character), in no order.
     """
     histogram = np.empty(0, np.int64)
     stack, found = np.empty((max_chars + 2, 3), np.int64), np.empty((num_found, 3), np.int64)
     limits = (max_chars, min_count, min_score)
-    count = _walk(text, owners, counts, order, shared, limits, stack, histogram, found)
+    count = _walk(text, owners, counts, order, shared, limits, first, last, stack, histogram, found)
     return found[:count]
 
 
@@ -283,6 +295,8 @@ def _walk(
     order: Any,
     shared: Any,
     limits: tuple[int, int, int],
+    begin: int,
+    end: int,
     stack: Any,
     histogram: Any,
     found: Any,
@@ -294,7 +308,7 @@ def _walk(
     max_chars, min_count, min_score = limits
     stack[0, 0] = stack[0, 1] = stack[0, 2] = 0
     height, seen, num_found = 1, np.int64(0), 0
-    for rank in range(order.size):
+    for rank in range(begin, end):
         at, before, after = order[rank], np.int64(shared[rank]), np.int64(shared[rank + 1])
         if before == 0:
             num_found = _note(found, num_found, rank, _end(text, at, 1), 0)
@@ -303,7 +317,7 @@ def _walk(
         if length > max(before, after):  # no other suffix starts with as much
             score = _score(text, at, length, count, min_count, histogram)
             if score >= min_score:
-                num_found = _note(found, num_found, rank, length, count)
+                num_found = _note(found, num_found, rank, length, score)
         first, so_far = rank, seen
         seen += count
         while stack[height - 1, 1] > after:
@@ -311,7 +325,7 @@ def _walk(
             first, length, so_far = stack[height, 0], stack[height, 1], stack[height, 2]
             score = _score(text, order[first], length, seen - so_far, min_count, histogram)
             if score >= min_score:
-                num_found = _note(found, num_found, first, length, seen - so_far)
+                num_found = _note(found, num_found, first, length, score)
         if stack[height - 1, 1] < after:
             stack[height, 0], stack[height, 1], stack[height, 2] = first, after, so_far
             height += 1
@@ -331,10 +345,10 @@ def _score(text: Any, at: int, length: int, count: int, min_count: int, histogra
 
 
 @compiled_inner
-def _note(found: Any, num_found: int, rank: int, length: int, count: int) -> int:
+def _note(found: Any, num_found: int, rank: int, length: int, score: int) -> int:
     if num_found == found.shape[0]:
         return num_found
-    found[num_found, 0], found[num_found, 1], found[num_found, 2] = rank, length, count
+    found[num_found, 0], found[num_found, 1], found[num_found, 2] = rank, length, score
     return num_found + 1
 
 

@@ -29,6 +29,7 @@ from llmlab.tokenizers.trainers.unigram_seeds import (
     Corpus,
     Crew,
     Pieces,
+    Suffixes,
     find_alphabet,
     find_seeds,
 )
@@ -98,10 +99,10 @@ def learn_unigram(
     totals = count_characters(counts.data, counts.starts, counts.counts)
     kept = find_alphabet(totals, character_coverage, limit_alphabet, wanted)
     with Crew(num_threads or os.cpu_count() or 1) as crew:
-        corpus = Corpus.of(counts, kept, totals)
-        pieces = find_seeds(
-            corpus, crew, seed_size=seed_size, max_chars=max_piece_chars, min_count=min_frequency
-        )
+        suffixes = Suffixes.of(counts, kept, totals, max_piece_chars, crew)
+        pieces = find_seeds(suffixes, crew, seed_size=seed_size, min_count=min_frequency)
+        corpus = Corpus.of(suffixes)
+        del suffixes  # the larger part of the memory
         on_progress({"seeds": len(pieces)})
         goal = int(wanted * _SLACK)
         while True:
@@ -145,11 +146,11 @@ def _check(
 def _fitted(pieces: Pieces, corpus: Corpus, crew: Crew) -> Pieces:
     """Return the pieces that are expected at all, with probabilities from expected counts."""
     scored = pieces.scored()
-    max_edges = int(pieces.lengths.max())
+    max_len = int(pieces.lengths.max())
 
     def count(first: int, last: int) -> tuple[float, NDArray[np.float64]]:
         expected = np.zeros(len(pieces))
-        return add_expected(corpus.words, first, last, scored, max_edges, expected), expected
+        return add_expected(corpus.words, first, last, scored, max_len, expected), expected
 
     likelihood, expected = 0.0, np.zeros(len(pieces))
     for log_sum, counted in crew.run(count, corpus.parts):
@@ -165,10 +166,11 @@ def _fitted(pieces: Pieces, corpus: Corpus, crew: Crew) -> Pieces:
 def _pruned(pieces: Pieces, corpus: Corpus, crew: Crew, num_left: int) -> Pieces:
     """Return all characters and the pieces whose removal would cost the most likelihood."""
     scored = pieces.scored()
+    max_len = int(pieces.lengths.max())
 
     def count(first: int, last: int) -> NDArray[np.int64]:
         used = np.zeros(len(pieces), np.int64)
-        add_best(corpus.words, first, last, scored, used)
+        add_best(corpus.words, first, last, scored, max_len, used)
         return used
 
     used = np.zeros(len(pieces), np.int64)

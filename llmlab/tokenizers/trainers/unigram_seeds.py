@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmlab.errors import ConfigError, DataError
-from llmlab.tokenizers.compiled.characters import NUM_CODE_POINTS, find_words, lay_out
+from llmlab.tokenizers.compiled.characters import NUM_CODE_POINTS, lay_out
 from llmlab.tokenizers.compiled.counting import PieceCounts
 from llmlab.tokenizers.compiled.expectation import Scored, Words
 from llmlab.tokenizers.compiled.substrings import (
@@ -56,11 +56,11 @@ class Crew:
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """The words as they are counted: rare characters are gone, spaces are U+0020."""
+class Suffixes:
+    """The words as they are counted, and what begins at each of their characters, sorted."""
 
     text: NDArray[np.uint8]
-    """(bytes,) the words with zeros between."""
+    """(bytes,) the words with zeros between: rare characters are gone, spaces are U+0020."""
 
     owners: NDArray[np.int32]
     """(bytes,) the place of each byte's word in `counts`."""
@@ -71,8 +71,42 @@ class Corpus:
     char_counts: NDArray[np.int64]
     """How often each code point was seen."""
 
+    order: NDArray[np.int32]
+    """Places in the text, sorted by what begins there as far as pieces may be long."""
+
+    max_chars: int
+    """Characters of the longest piece."""
+
+    @classmethod
+    def of(
+        cls,
+        counts: PieceCounts,
+        kept: NDArray[np.bool_],
+        char_counts: NDArray[np.int64],
+        max_chars: int,
+        crew: Crew,
+    ) -> Self:
+        """Lay out the words without the characters that are not kept, and sort."""
+        text, owners = lay_out(counts.data, counts.starts, kept)
+        if text.size >= 2**31:
+            raise DataError(
+                f"the distinct words have {text.size} bytes, more than 2 GiB; drop rare ones "
+                "(max_bytes of counting) or learn from a sample"
+            )
+        keys = suffix_keys(text)
+        order, buckets = suffix_buckets(text, keys)
+        parts = np.searchsorted(buckets, _even_bounds(len(order), 4 * NUM_PARTS))
+        parts[0], parts[-1] = 0, len(buckets) - 1
+        crew.run(lambda a, b: sort_suffixes(keys, order, buckets, a, b, max_chars), parts)
+        return cls(text, owners, counts.counts, char_counts, order, max_chars)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The words as pieces are fitted to them."""
+
     words: Words
-    """The same, one row a stretch without rare characters."""
+    """The stretches without rare characters, in the order of their bytes."""
 
     parts: NDArray[np.int64]
     """(NUM_PARTS + 1,) bounds of parts of the words with about equally many bytes."""
@@ -81,23 +115,18 @@ class Corpus:
     """Bytes of the text the words were counted in."""
 
     @classmethod
-    def of(
-        cls, counts: PieceCounts, kept: NDArray[np.bool_], char_counts: NDArray[np.int64]
-    ) -> Self:
-        """Lay out the words without the characters that are not kept."""
-        text, owners = lay_out(counts.data, counts.starts, kept)
-        bounds = find_words(text)
-        words = Words(text, bounds, counts.counts[owners[bounds[:, 0]]])
+    def of(cls, suffixes: Suffixes) -> Self:
+        """Take the suffixes that are whole words."""
+        text, order = suffixes.text, suffixes.order
+        starts = order[text[order - 1] == 0].astype(np.int64)  # the last byte is a zero, too
+        zeros = np.flatnonzero(text == 0)
+        bounds = np.stack([starts, zeros[np.searchsorted(zeros, starts)]], axis=1)
         sizes = bounds[:, 1] - bounds[:, 0]
-        return cls(
-            text=text,
-            owners=owners,
-            counts=counts.counts,
-            char_counts=char_counts,
-            words=words,
-            parts=_even_parts(sizes),
-            num_bytes=int(sizes @ words.counts),
-        )
+        words = Words(text, bounds, suffixes.counts[suffixes.owners[starts]])
+        done = np.concatenate([[0], np.cumsum(sizes)])
+        parts = np.searchsorted(done, _even_bounds(int(done[-1]), NUM_PARTS))
+        parts[0], parts[-1] = 0, len(sizes)
+        return cls(words, parts, int(sizes @ words.counts))
 
 
 @dataclass(frozen=True)
@@ -172,62 +201,53 @@ def find_alphabet(
     return kept
 
 
-def find_seeds(
-    corpus: Corpus, crew: Crew, *, seed_size: int, max_chars: int, min_count: int
-) -> Pieces:
+def find_seeds(suffixes: Suffixes, crew: Crew, *, seed_size: int, min_count: int) -> Pieces:
     """Return all characters and the substrings with the highest count times length."""
-    if corpus.text.size >= 2**31:
-        raise DataError(
-            f"the distinct words have {corpus.text.size} bytes, more than 2 GiB; drop rare ones "
-            "(max_bytes of counting) or learn from a sample"
-        )
-    keys = suffix_keys(corpus.text)
-    order, buckets = suffix_buckets(corpus.text, keys)
-    parts = np.searchsorted(buckets, np.linspace(0, len(order), 4 * NUM_PARTS + 1).astype(np.int64))
-    parts[0], parts[-1] = 0, len(buckets) - 1
-    crew.run(lambda a, b: sort_suffixes(keys, order, buckets, a, b, max_chars), parts)
+    text, order, max_chars = suffixes.text, suffixes.order, suffixes.max_chars
     shared = np.zeros(len(order) + 1, np.uint16)
-    ranks = np.linspace(0, len(order), NUM_PARTS + 1).astype(np.int64)
-    crew.run(lambda a, b: shared_bytes(corpus.text, order, a, b, max_chars, shared), ranks)
-    given = (corpus.text, corpus.owners, corpus.counts, order, shared, max_chars, min_count)
-    at_least = np.cumsum(score_histogram(*given)[::-1])[::-1]  # substrings by their least score
+    ranks = _even_bounds(len(order), NUM_PARTS)
+    crew.run(lambda a, b: shared_bytes(text, order, a, b, max_chars, shared), ranks)
+    given = (text, suffixes.owners, suffixes.counts, order, shared, max_chars, min_count)
+    begins = np.flatnonzero(shared == 0)  # of another first character: there parts may be cut
+    parts = begins[np.searchsorted(begins, ranks)]
+    histograms = crew.run(lambda a, b: score_histogram(*given, a, b), parts)
+    at_least = np.cumsum(sum(histograms)[::-1])[::-1]  # substrings by their least score
     enough = np.flatnonzero(at_least[1:] >= seed_size)
     min_score = int(enough[-1]) + 1 if len(enough) else 1
-    num_chars = int((shared[:-1] == 0).sum())
-    found = substrings(*given, min_score, int(at_least[min_score]) + num_chars)
-    return _seed_pieces(corpus, order, found, seed_size)
+    room = int(max(histogram[min_score:].sum() for histogram in histograms)) + len(begins)
+    found = crew.run(lambda a, b: substrings(*given, a, b, min_score, room), parts)
+    return _seed_pieces(suffixes, np.concatenate(found), seed_size)
 
 
-def _seed_pieces(
-    corpus: Corpus, order: NDArray[np.int32], found: NDArray[np.int64], seed_size: int
-) -> Pieces:
+def _seed_pieces(suffixes: Suffixes, found: NDArray[np.int64], seed_size: int) -> Pieces:
     """Return the best substrings and every character, scored by count times length."""
-    ranks, lengths, counts = found.T
-    starts = order[ranks].astype(np.int64)
-    begun = np.concatenate([[0], np.cumsum(corpus.text & 0xC0 != 0x80)])
-    weights = counts * (begun[starts + lengths] - begun[starts])
-    is_char = counts == 0
+    found = found[np.lexsort((found[:, 1], found[:, 0]))]  # as their bytes sort
+    found = found[_are_best(found[:, 2], seed_size)]
+    starts, lengths, weights = suffixes.order[found[:, 0]].astype(np.int64), *found.T[1:]
+    is_char = weights == 0
     weights[is_char] = [
-        corpus.char_counts[ord(corpus.text[start : start + length].tobytes().decode())]
+        suffixes.char_counts[ord(suffixes.text[start : start + length].tobytes().decode())]
         for start, length in zip(starts[is_char], lengths[is_char], strict=True)
     ]
-    best = np.lexsort((lengths, ranks, -weights, is_char))  # substrings first
-    num_best = min(seed_size, int((~is_char).sum()))
-    chosen = np.concatenate([best[:num_best], np.flatnonzero(is_char)])
-    chosen = chosen[np.lexsort((lengths[chosen], ranks[chosen]))]  # as their bytes sort
     return Pieces(
-        text=corpus.text,
-        starts=starts[chosen],
-        lengths=lengths[chosen],
-        is_char=is_char[chosen],
-        scores=np.log(weights[chosen] / weights[chosen].sum()),
+        text=suffixes.text,
+        starts=starts,
+        lengths=lengths,
+        is_char=is_char,
+        scores=np.log(weights / weights.sum()),
         byte_score=_FIRST_BYTE_SCORE,
     )
 
 
-def _even_parts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return bounds of parts with about the same sum: (NUM_PARTS + 1,)."""
-    done = np.concatenate([[0], np.cumsum(sizes)])
-    bounds = np.searchsorted(done, np.linspace(0, done[-1], NUM_PARTS + 1))
-    bounds[0], bounds[-1] = 0, len(sizes)
-    return bounds.astype(np.int64)
+def _are_best(scores: NDArray[np.int64], num_best: int) -> NDArray[np.bool_]:
+    """Choose the highest scores, of equals the first ones, and all that are 0 (characters)."""
+    if np.count_nonzero(scores) <= num_best:
+        return np.ones(len(scores), np.bool_)
+    least = np.partition(scores, -num_best)[-num_best]
+    room = num_best - np.count_nonzero(scores > least)
+    is_least = scores == least
+    return (scores > least) | (is_least & (np.cumsum(is_least) <= room)) | (scores == 0)
+
+
+def _even_bounds(total: int, num_parts: int) -> NDArray[np.int64]:
+    return np.linspace(0, total, num_parts + 1).astype(np.int64)

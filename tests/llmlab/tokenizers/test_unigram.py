@@ -248,7 +248,7 @@ class TestExpectation:
     def test_best_segmentations(self):
         texts = ("abcéab", "cabcabcé")
         used = np.zeros(len(self.PIECES), np.int64)
-        total = add_best(self.corpus(*texts), 0, 2, self.scored(), used)
+        total = add_best(self.corpus(*texts), 0, 2, self.scored(), 3, used)
         best = [max(self.ways(text), key=lambda way: self.SCORES[way].sum()) for text in texts]
         assert used.tolist() == [
             best[0].count(number) + 2 * best[1].count(number) for number in range(len(self.PIECES))
