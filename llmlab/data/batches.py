@@ -12,13 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from llmlab.data.batch import IGNORED, Batch
 from llmlab.data.shards import Shards, Split
 from llmlab.errors import ConfigError, DataError
-
-IGNORED = -100
-"""Label of a position that is not scored."""
 
 
 class Batches:
@@ -62,13 +59,13 @@ class Batches:
         self._position = 0
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
-    def next(self) -> tuple[Tensor, Tensor]:
+    def next(self) -> Batch:
         """Return `(input_ids, labels)`, int64 (B, T): labels[b, t] follows input_ids[b, t]."""
         starts = [self.window_start(self._position + row) for row in range(self.batch_size)]
         self._position += self.batch_size
         rows = np.stack([self._tokens[at : at + self.context_len + 1] for at in starts])
         windows = torch.from_numpy(rows.astype(np.int64))  # (B, T + 1)
-        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
 
     def window_start(self, position: int) -> int:
         """Return the first token of the window at a position of the endless order."""
@@ -109,7 +106,7 @@ class Batches:
 
 def val_batches(
     shards: Shards, split: Split = "val", *, batch_size: int, context_len: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """Yield `(input_ids, labels)`, int64 (B, T), that score every token of a split exactly once.
 
     The first token is predicted from eos, as after a document before it. Windows follow one
@@ -134,7 +131,7 @@ def val_batches(
         inputs = np.concatenate([[before], ids[:-1], np.full(padding, shards.eos_token_id)])
         labels = np.concatenate([ids, np.full(padding, IGNORED)])
         before = ids[-1]
-        yield (
+        yield Batch(
             torch.from_numpy(inputs.reshape(rows, context_len)),  # (B, T)
             torch.from_numpy(labels.reshape(rows, context_len)),
         )

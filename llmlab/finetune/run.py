@@ -183,8 +183,8 @@ class _Validation:
         self._model.eval()
         nats, count = 0.0, 0
         for group in self._groups:
-            input_ids, labels = pad_batch(group, self._pad_id)
-            total, scored = self._model.loss_sum(input_ids.to(device), labels.to(device))
+            batch = pad_batch(group, self._pad_id).to(device)
+            total, scored = self._model.loss_sum(*batch.arguments)
             nats, count = nats + float(total), count + int(scored)
         self._model.train(was_training)
         return nats / count

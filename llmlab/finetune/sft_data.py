@@ -20,14 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from llmlab.data.batch import IGNORED, Batch
 from llmlab.data.packing import is_held_out
 from llmlab.errors import DataError
 from llmlab.tokenizers import Tokenizer
-
-IGNORED = -100
-"""Label of a position that is not scored."""
 
 _SORTED_BATCHES = 32
 """Batches whose examples are sorted by length together."""
@@ -116,8 +113,8 @@ def read_chats(path: Path) -> Iterator[Messages]:
         raise DataError(f"{path} is empty; give at least one example")
 
 
-def pad_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Return `(input_ids, labels)`, int64 (B, T), T the longest example less one.
+def pad_batch(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Return a batch, (B, T), T the longest example less one.
 
     Args:
         examples: B of them.
@@ -131,7 +128,7 @@ def pad_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]
         scored = torch.tensor(example.scored[1:])
         input_ids[row, : len(ids) - 1] = ids[:-1]
         labels[row, : len(ids) - 1] = torch.where(scored, ids[1:], IGNORED)
-    return input_ids, labels
+    return Batch(input_ids, labels)
 
 
 class ExampleBatches:
@@ -160,8 +157,8 @@ class ExampleBatches:
         digest = hashlib.sha256(b"".join(np.array(e.ids).tobytes() for e in examples)).hexdigest()
         self._identity = {"batch_size": batch_size, "seed": seed, "examples_sha256": digest}
 
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Return `(input_ids, labels)`, int64 (B, T)."""
+    def next(self) -> Batch:
+        """Return the next batch."""
         epoch, index = divmod(self._position, self.num_batches)
         if self._order[0] != epoch:
             self._order = (epoch, self._batches_of(epoch))

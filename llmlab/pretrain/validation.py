@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from llmlab.data import Shards, val_batches
+from llmlab.data.batch import Batch
 from llmlab.model.language_model import LanguageModel
 from llmlab.tokenizers import Tokenizer
 
@@ -63,23 +63,23 @@ class Validator:
         """
         device = next(model.parameters()).device
         nats, tokens, num_bytes = 0.0, 0, 0
-        for input_ids, labels in self._batches(max_tokens):
-            total, _ = model.loss_sum(input_ids.to(device), labels.to(device))
-            scored = labels[labels >= 0]
+        for batch in self._batches(max_tokens):
+            total, _ = model.loss_sum(*batch.to(device).arguments)
+            scored = batch.labels[batch.labels >= 0]
             nats += float(total)
             tokens += len(scored)
             num_bytes += int(self._byte_lens[scored].sum())
         return Validation(nats / tokens, nats / num_bytes / math.log(2), tokens, num_bytes)
 
-    def _batches(self, max_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, max_tokens: int) -> Iterator[Batch]:
         left = max_tokens
         batches = val_batches(
             self._shards, batch_size=self._batch_size, context_len=self._context_len
         )
-        for input_ids, labels in batches:
-            flat = labels.flatten()
+        for batch in batches:
+            flat = batch.labels.view(-1)
             flat[left:] = -100  # rows follow one another, so this cuts off the end of the text
-            yield input_ids, labels
+            yield batch
             left -= flat.numel()
             if left <= 0:
                 return

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from llmlab.model.language_model import LanguageModel
 from llmlab.training.plan import TrainingPlan
 
-LossSum = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""`(input_ids, labels) -> (sum of the losses, number of labels scored)`."""
+LossSum = Callable[..., tuple[Tensor, Tensor]]
+"""`(*batch.arguments) -> (sum of the losses, number of labels scored)`."""
 
 WORTH_IT_S = 120.0
 """Expected seconds from which `compile="auto"` compiles."""
@@ -67,11 +67,11 @@ def with_compiled_layers(model: LanguageModel) -> LossSum:
     layers = [layer for layer_list in lists for layer in layer_list]
     forwards = [torch.compile(layer.forward, fullgraph=True, dynamic=False) for layer in layers]
 
-    def loss_sum(input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_sum(*arguments: Tensor) -> tuple[Tensor, Tensor]:
         for layer, forward in zip(layers, forwards, strict=True):
             layer.forward = forward
         try:
-            return model.loss_sum(input_ids, labels)
+            return model.loss_sum(*arguments)
         finally:
             for layer in layers:
                 del layer.forward

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from torch import Tensor
-
+from llmlab.data.batch import Batch
 from llmlab.track import OnProgress, silent
 
 
 class BatchSource(Protocol):
     """Where batches come from; `llmlab.data.Batches` is one."""
 
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Return int64 `(input_ids, labels)`, both (B, T); a label of -100 is not scored."""
+    def next(self) -> Batch:
+        """Return the next batch."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
+from llmlab.data.batch import Batch
 from llmlab.errors import DataError, ModelError, OutputError
 from llmlab.hardware import gemm_flops_per_s, pick_dtype
 from llmlab.model.language_model import LanguageModel
@@ -156,12 +156,12 @@ class _Run:
         """Compile if asked to or if it repays itself; `auto` stays with what the run began with."""
         if self.finished or self.plan.compile == "off":
             return
-        input_ids, labels = self._peek()
+        batch = self._peek()
         wanted = self.plan.compile == "on" or (began is not None and began.compiled)
         if self.plan.compile == "auto" and began is None:
             wanted = worth_compiling(
                 self.plan,
-                tokens_per_step=input_ids.numel() * self.plan.accumulation,
+                tokens_per_step=batch.input_ids.numel() * self.plan.accumulation,
                 flops_per_token=self.flops_per_token,
                 flops_per_s=self.flops_per_s,
             )
@@ -173,22 +173,22 @@ class _Run:
         self._note("compiling the model")
         with self._unchanged_generators():
             self.loss_sum, note = compiled(
-                self.model, lambda loss_sum: self._try_out(loss_sum, input_ids, labels)
+                self.model, lambda loss_sum: self._try_out(loss_sum, batch)
             )
         self._note(note)
         on = self.loss_sum != self.model.loss_sum
         self.position = dataclasses.replace(self.position, compiled=on)
 
-    def _peek(self) -> tuple[Tensor, Tensor]:
+    def _peek(self) -> Batch:
         """The next batch, left where it is."""
         place = self.batches.state_dict()
-        input_ids, labels = self.batches.next()
+        batch = self.batches.next()
         self.batches.load_state_dict(place)
-        return input_ids.to(self.device), labels.to(self.device)
+        return batch.to(self.device)
 
-    def _try_out(self, loss_sum: LossSum, input_ids: Tensor, labels: Tensor) -> None:
+    def _try_out(self, loss_sum: LossSum, batch: Batch) -> None:
         with autocast(self.device, self.position.dtype):
-            total, _ = loss_sum(input_ids, labels)
+            total, _ = loss_sum(*batch.arguments)
         total.backward()
         self.optimizer.zero_grad()
 
@@ -199,7 +199,7 @@ class _Run:
         start = time.monotonic()
         number = self.position.step + 1
         micro_batches = [self.batches.next() for _ in range(self.plan.accumulation)]
-        tokens = self.position.tokens + sum(input_ids.numel() for input_ids, _ in micro_batches)
+        tokens = self.position.tokens + sum(batch.input_ids.numel() for batch in micro_batches)
         self.loss, grad_norm = self._gradient(number, micro_batches)
         used = progress(self.plan, steps=number, tokens=tokens, seconds=self._elapsed_s())
         rate = learning_rate(self.plan, step=number, progress=used)
@@ -214,9 +214,7 @@ class _Run:
         if _due(number, self.plan.log_every) or self.finished:
             self._log(metrics, rate, grad_norm, per_s)
 
-    def _gradient(
-        self, number: int, micro_batches: list[tuple[Tensor, Tensor]]
-    ) -> tuple[float, float]:
+    def _gradient(self, number: int, micro_batches: list[Batch]) -> tuple[float, float]:
         """Return loss and gradient norm; say which step it was when there is none."""
         try:
             loss = add_gradient(

@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from llmlab.data.batch import IGNORED, Batch
 from llmlab.errors import DataError, ModelError
 from llmlab.training.compilation import LossSum
-
-IGNORED = -100
-"""Label of a position that is not scored."""
 
 
 def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:
@@ -27,7 +25,7 @@ def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextMana
 
 def add_gradient(
     loss_sum: LossSum,
-    micro_batches: Sequence[tuple[Tensor, Tensor]],
+    micro_batches: Sequence[Batch],
     *,
     device: torch.device,
     dtype: str,
@@ -38,7 +36,7 @@ def add_gradient(
 
     Args:
         loss_sum: the model's, or its compiled twin.
-        micro_batches: `(input_ids, labels)`, each (B, T).
+        micro_batches: each (B, T).
         device: where the model is.
         dtype: compute dtype.
 
@@ -48,19 +46,17 @@ def add_gradient(
     Raises:
         DataError: no label is scored.
     """
-    scored = sum(int((labels != IGNORED).sum()) for _, labels in micro_batches)
+    scored = sum(int((batch.labels != IGNORED).sum()) for batch in micro_batches)
     if scored == 0:
-        size = sum(labels.numel() for _, labels in micro_batches)
+        size = sum(batch.labels.numel() for batch in micro_batches)
         raise DataError(
             f"0 of {size} labels are scored; all are {IGNORED}: check what the loss mask leaves "
             "in, or raise the context length"
         )
     total = torch.zeros((), device=device)
-    for input_ids, labels in micro_batches:
+    for batch in micro_batches:
         with autocast(device, dtype):
-            loss, _ = loss_sum(
-                input_ids.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            )
+            loss, _ = loss_sum(*batch.to(device).arguments)
         (loss / scored).backward()
         total += loss.detach()
     return float(total) / scored

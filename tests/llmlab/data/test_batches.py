@@ -11,7 +11,7 @@ from llmlab.errors import ConfigError, DataError
 
 
 def test_labels_are_the_next_tokens(shards: Shards):
-    inputs, labels = Batches(shards, "train", batch_size=4, context_len=32, seed=0).next()
+    inputs, labels, _ = Batches(shards, "train", batch_size=4, context_len=32, seed=0).next()
     assert inputs.shape == labels.shape == (4, 32)
     assert inputs.dtype == labels.dtype == torch.int64
     assert torch.equal(inputs[:, 1:], labels[:, :-1])
@@ -52,7 +52,7 @@ def test_resuming_is_exact_across_epochs(shards: Shards, done: int, batch_size: 
     second.load_state_dict(first.state_dict())
     assert second.epoch == first.epoch
     for _ in range(5):
-        for one, two in zip(first.next(), second.next(), strict=True):
+        for one, two in zip(first.next().arguments, second.next().arguments, strict=True):
             assert torch.equal(one, two)
 
 
@@ -78,7 +78,7 @@ def test_validation_scores_every_token_exactly_once(
     stream = np.asarray(shards.split("val")).astype(np.int64)
     before = np.concatenate([[shards.eos_token_id], stream[:-1]])
     seen_inputs, seen_labels = [], []
-    for inputs, labels in val_batches(shards, batch_size=batch_size, context_len=context_len):
+    for inputs, labels, _ in val_batches(shards, batch_size=batch_size, context_len=context_len):
         assert inputs.shape == labels.shape
         assert inputs.shape[0] <= batch_size
         assert inputs.shape[1] == context_len
@@ -99,7 +99,7 @@ def test_the_smallest_splits(shards: Shards, context_len: int):
 
     few = Few(shards.folder)
     batches = Batches(few, "train", batch_size=3, context_len=context_len, seed=0)
-    inputs, labels = batches.next()
+    inputs, labels, _ = batches.next()
     assert batches.num_windows == 1
     assert labels[2].tolist() == tokens[1:].tolist()
     with pytest.raises(ConfigError, match=rf"context_len={context_len + 1} needs"):

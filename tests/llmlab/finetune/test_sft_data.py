@@ -66,7 +66,7 @@ def test_prompt_and_completion_are_a_chat_of_two(tokenizer: Tokenizer, tmp_path:
 def test_labels_are_the_next_tokens_where_scored():
     short = Example((5, 6, 7), (False, False, True))
     long = Example((1, 2, 3, 4, 5), (False, True, False, True, True))
-    input_ids, labels = pad_batch([short, long], pad_id=9)
+    input_ids, labels, _ = pad_batch([short, long], pad_id=9)
     assert input_ids.tolist() == [[5, 6, 9, 9], [1, 2, 3, 4]]
     assert labels.tolist() == [[-100, 7, -100, -100], [2, -100, 4, 5]]
 
@@ -74,8 +74,8 @@ def test_labels_are_the_next_tokens_where_scored():
 def test_padding_changes_no_loss(tokenizer: Tokenizer, chat_file: Path):
     model = tiny_model("qwen3", tokenizer.vocab_size)
     examples = read_examples(chat_file, tokenizer, max_len=100).train[:8]
-    alone = [model.loss_sum(*pad_batch([example], 0)) for example in examples]
-    total, count = model.loss_sum(*pad_batch(examples, 1))
+    alone = [model.loss_sum(*pad_batch([example], 0).arguments) for example in examples]
+    total, count = model.loss_sum(*pad_batch(examples, 1).arguments)
     assert count == sum(int(one) for _, one in alone)
     # float32, other summation order
     torch.testing.assert_close(
@@ -110,7 +110,10 @@ def test_resuming_is_exact_across_epochs():
         first.next()
     second.load_state_dict(first.state_dict())
     for _ in range(12):
-        assert all(torch.equal(a, b) for a, b in zip(first.next(), second.next(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(first.next().arguments, second.next().arguments, strict=True)
+        )
 
 
 def test_a_state_of_other_data_is_refused():

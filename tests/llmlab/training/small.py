@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmlab.data.batch import Batch
 from llmlab.model.build import build_model
 from llmlab.model.config import ModelConfig
 from llmlab.model.language_model import LanguageModel
@@ -40,7 +41,7 @@ class SmallBatches:
     def __init__(self, batch_size: int = 4, *, masked: bool = False) -> None:
         self.batch_size, self.masked, self.position = batch_size, masked, 0
 
-    def next(self) -> tuple[Tensor, Tensor]:
+    def next(self) -> Batch:
         rows = [self.row(self.position + i) for i in range(self.batch_size)]
         self.position += self.batch_size
         windows = torch.stack(rows)
@@ -48,7 +49,7 @@ class SmallBatches:
         if self.masked:
             for i, row in enumerate(labels):
                 row[: (self.position + i) % T] = -100
-        return input_ids, labels
+        return Batch(input_ids, labels)
 
     def row(self, index: int) -> Tensor:
         generator = torch.Generator().manual_seed(index)

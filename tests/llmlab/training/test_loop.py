@@ -70,7 +70,7 @@ def test_training_learns_and_reports(tmp_path):
     def evaluate(step: int) -> dict[str, float]:
         assert not model.training
         assert not torch.is_grad_enabled()
-        return {"val_loss": float(model.loss(*SmallBatches().next()))}
+        return {"val_loss": float(model.loss(*SmallBatches().next().arguments))}
 
     plan = dataclasses.replace(
         PLAN, max_steps=60, learning_rate=1e-2, eval_every=25, sample_every=30, checkpoint_every=20
@@ -162,8 +162,9 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path):
 def test_a_step_without_scored_labels_names_itself(tmp_path):
     class Unscored(SmallBatches):
         def next(self):
-            input_ids, labels = super().next()
-            return input_ids, labels.fill_(-100)
+            batch = super().next()
+            batch.labels.fill_(-100)
+            return batch
 
     with pytest.raises(DataError, match="step 1: 0 of 32 labels are scored"):
         train(small_model(), Unscored(), PLAN, out=tmp_path)

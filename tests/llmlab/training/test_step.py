@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 
+from llmlab.data.batch import Batch
 from llmlab.errors import DataError, ModelError
 from llmlab.training.optimizer import build_optimizer, trainable_parameters
 from llmlab.training.plan import TrainingPlan
@@ -19,11 +20,12 @@ def gradients(model):
 
 def test_accumulation_weighs_every_scored_token_alike():
     whole, pieces = small_model(), small_model()
-    input_ids, labels = SmallBatches(8, masked=True).next()
-    counts = (labels != -100).sum(dim=1)
+    batch = SmallBatches(8, masked=True).next()
+    counts = (batch.labels != -100).sum(dim=1)
     assert len(set(counts.tolist())) > 2  # otherwise a mean of means would pass too
-    one = add_gradient(whole.loss_sum, [(input_ids, labels)], device=CPU, dtype="float32")
-    micro_batches = list(zip(input_ids.split(2), labels.split(2), strict=True))
+    one = add_gradient(whole.loss_sum, [batch], device=CPU, dtype="float32")
+    rows = zip(batch.input_ids.split(2), batch.labels.split(2), strict=True)
+    micro_batches = [Batch(*pair) for pair in rows]
     four = add_gradient(pieces.loss_sum, micro_batches, device=CPU, dtype="float32")
     assert four == pytest.approx(one, rel=1e-6)
     for name, gradient in gradients(whole).items():
@@ -33,9 +35,9 @@ def test_accumulation_weighs_every_scored_token_alike():
 
 def test_the_gradient_is_that_of_the_models_mean_loss():
     ours, plain = small_model(), small_model()
-    input_ids, labels = SmallBatches(4, masked=True).next()
-    add_gradient(ours.loss_sum, [(input_ids, labels)], device=CPU, dtype="float32")
-    plain.loss(input_ids, labels).backward()
+    batch = SmallBatches(4, masked=True).next()
+    add_gradient(ours.loss_sum, [batch], device=CPU, dtype="float32")
+    plain.loss(*batch.arguments).backward()
     for name, gradient in gradients(plain).items():
         torch.testing.assert_close(gradients(ours)[name], gradient, atol=1e-7, rtol=1e-5)
 
@@ -60,7 +62,7 @@ def test_ten_steps_are_those_of_plain_torch():
         norm = clip_gradient(trainable_parameters(ours), loss, PLAN.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
-        plain.loss(*same_batches.next()).backward()
+        plain.loss(*same_batches.next().arguments).backward()
         plain_norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), PLAN.grad_clip)
         reference.step()
         reference.zero_grad()
@@ -97,9 +99,10 @@ def test_only_trainable_parameters_are_optimized():
 
 def test_a_batch_without_scored_labels_is_an_error():
     model = small_model()
-    input_ids, labels = SmallBatches().next()
+    batch = SmallBatches().next()
+    batch.labels.fill_(-100)
     with pytest.raises(DataError, match=r"0 of 32 labels are scored.*loss mask"):
-        add_gradient(model.loss_sum, [(input_ids, labels.fill_(-100))], device=CPU, dtype="float32")
+        add_gradient(model.loss_sum, [batch], device=CPU, dtype="float32")
 
 
 def test_a_bad_gradient_names_its_parameter():
