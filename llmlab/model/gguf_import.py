@@ -34,8 +34,8 @@ def import_gguf(
     """Turn a GGUF file into a model folder.
 
     Args:
-        file: a llama, qwen2, qwen3 or gpt2 model with a byte-level BPE tokenizer, its tensors in
-            F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K.
+        file: a llama, qwen2, qwen3 or gpt2 model with a tokenizer that gguf_vocab.py names, its
+            tensors in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K.
         out: where the model folder shall appear.
         dtype: float32, bfloat16 or float16, of the weights in the folder.
         overwrite: replace an existing folder.

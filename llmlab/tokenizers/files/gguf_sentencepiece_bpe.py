@@ -15,7 +15,7 @@ from functools import cache
 from llmlab.errors import TokenizerError
 from llmlab.tokenizers.decoders import SPACE_MARK
 from llmlab.tokenizers.files.gguf_pieces import piece_metadata, pieces_pipeline, read_pieces
-from llmlab.tokenizers.files.gguf_tokens import GgufTokens, check_eos
+from llmlab.tokenizers.files.gguf_tokens import GgufTokens, check_eos, check_found
 from llmlab.tokenizers.files.gguf_writer import Value
 from llmlab.tokenizers.files.sentencepiece_model import NormalizerSpec, PieceType
 from llmlab.tokenizers.models.sentencepiece_bpe import SentencePieceBPE
@@ -41,7 +41,9 @@ def sentencepiece_bpe_metadata(
         "tokenizer.ggml.model": "llama",
         **piece_metadata(tokenizer, pipeline, model, rules, user_defined=PieceType.USER_DEFINED),
     }
-    _check_joined(model, {token.content for token in pipeline.added_tokens})
+    special = [token.content for token in pipeline.added_tokens]
+    check_found([*special, *(model.pieces[token][0] for token in model.user_defined)])
+    _check_joined(model, set(special))
     return metadata
 
 

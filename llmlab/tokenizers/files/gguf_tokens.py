@@ -5,11 +5,13 @@ kind has (gguf_vocab.py names the modules).
 
 llama.cpp finds added tokens before it cuts the text, the longest of all first, wherever in the
 text it stands; here the leftmost is first. They agree unless one token ends as a longer one begins.
+It takes tokens for special that have the name of an end of turn (`<|im_end|>`, `</s>`) or a few
+others, whatever their type.
 
 The keys `llmlab.tokenizer.*` say what the format has no key for; llama.cpp passes over them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -129,12 +131,17 @@ def _check_added(tokens: tuple[AddedToken, ...]) -> None:
                 f"added token {added.content!r} takes the white space beside it (lstrip or "
                 "rstrip), which a GGUF file cannot say; switch that off"
             )
-    contents = [added.content for added in tokens]
-    starts = {content[:end]: content for content in contents for end in range(1, len(content))}
+    check_found([added.content for added in tokens])
+
+
+def check_found(contents: Sequence[str]) -> None:
+    """Raise TokenizerError when llama.cpp, which takes the longest first, finds other tokens."""
+    longest_last = sorted(contents, key=len)
+    starts = {text[:end]: text for text in longest_last for end in range(1, len(text))}
     for content in contents:
         for at in range(1, len(content)):
-            later = starts.get(content[at:])
-            if later and len(later) >= len(content) and len({*content, *later}) > 1:
+            later = starts.get(content[at:], "")
+            if len(later) >= len(content) and len({*content, *later}) > 1:
                 raise TokenizerError(
                     f"added token {content!r} ends as {later!r} begins, and where both could stand "
                     "llama.cpp takes the longer one, not the first one; rename one"

@@ -471,6 +471,17 @@ def test_overlapping_special_tokens_are_refused():
             },
             "'ab' may stand in ordinary text.*add_dummy_prefix=false",
         ),
+        (
+            {
+                "model_type": "bpe",
+                "remove_extra_whitespaces": False,
+                "normalization_rule_name": "identity",
+                "byte_fallback": True,
+                "add_dummy_prefix": False,
+                "user_defined_symbols": ["ab", "bcd"],
+            },
+            "'ab' ends as 'bcd' begins.*rename one",
+        ),
     ],
 )
 def test_sentencepiece_that_llama_cpp_cannot_do(options, message, tmp_path):

@@ -19,6 +19,7 @@ from llmlab.tokenizers.files.gguf_writer import write_gguf
 from llmlab.tokenizers.files.tiktoken_ranks import read_rank_file
 from llmlab.tokenizers.splits import SPLITS
 from llmlab.tokenizers.tokenizer import Tokenizer
+from llmlab.tokenizers.unicode_forms import Lowercase
 from tests.llmlab.tokenizers.llama_cpp import llama_cpp_ids
 from tests.llmlab.tokenizers.rank_files import rank_file
 from tests.llmlab.tokenizers.samples import CORPUS, TORTURE, pipeline_of, trained
@@ -153,6 +154,33 @@ def test_ids_without_a_token_are_unused(tmp_path):
     again = gguf_tokenizer(GgufFile(tmp_path / "vocab.gguf"))
     assert again.fingerprint == tokenizer.fingerprint
     assert again.bos_ids == tokenizer.bos_ids
+
+
+def test_added_tokens_beside_the_vocabulary_come_back(tmp_path):
+    pipeline = pipeline_of(trained())
+    special = set(trained().special_tokens)
+    vocab = {token: at for token, at in pipeline.vocab.items() if token not in special}
+    first, *others = pipeline.added_tokens
+    changed = dataclasses.replace(
+        pipeline,
+        model=dataclasses.replace(pipeline.model, vocab=vocab),
+        added_tokens=(first, *(dataclasses.replace(each, normalized=True) for each in others)),
+        eos_tokens=("<|endoftext|>",),
+    )
+    tokenizer = Tokenizer(changed, names={"eos_token": "<|endoftext|>"})
+    write_vocab_gguf(tokenizer, tmp_path / "vocab.gguf")
+    again = gguf_tokenizer(GgufFile(tmp_path / "vocab.gguf"))
+    assert again.fingerprint == tokenizer.fingerprint != trained().fingerprint
+    assert pipeline_of(again).eos_tokens == ("<|endoftext|>",)
+    ids, _ = llama_cpp_ids(tmp_path / "vocab.gguf", ["a b"], add_special=True)
+    assert ids == [[*tokenizer.encode("a b"), tokenizer.eos_token_id]]
+
+
+def test_normalizers_are_refused():
+    pipeline = dataclasses.replace(pipeline_of(trained()), normalizers=(Lowercase(),))
+    tokenizer = Tokenizer(pipeline, names={"eos_token": "<|endoftext|>"})
+    with pytest.raises(TokenizerError, match=r"normalizers Lowercase change.*remove them"):
+        gguf_metadata(tokenizer)
 
 
 def test_a_split_without_a_name_is_refused():
