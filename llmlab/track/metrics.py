@@ -1,15 +1,16 @@
 """metrics.jsonl: one JSON object a line, appended and flushed, so a killed run loses nothing.
 
-Not here: how the numbers look on a terminal (progress.py).
+Not here: how the numbers look on a terminal (progress.py), other places for them (trackers.py).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from llmlab.errors import DataError
+from llmlab.track.trackers import Tracker
 
 
 class MetricsLog:
@@ -17,15 +18,19 @@ class MetricsLog:
 
     Args:
         path: the file; its folder must exist. An existing file is continued.
+        trackers: get each row after the file has it; whoever opened them closes them.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, trackers: Iterable[Tracker] = ()) -> None:
         self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._trackers = tuple(trackers)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row and flush it."""
         self._file.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
         self._file.flush()
+        for tracker in self._trackers:
+            tracker.write(row)
 
     def close(self) -> None:
         """Close the file."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from llmlab.data.batch import Batch
-from llmlab.track import OnProgress, silent
+from llmlab.track import OnProgress, Tracker, silent
 
 
 class BatchSource(Protocol):
@@ -38,7 +38,10 @@ class Hooks:
     """
 
     on_progress: OnProgress = silent
-    """Gets the numbers of each logged step, and notes."""
+    """Gets the numbers of each logged step, and notes; a note of an evaluation has its row too."""
+
+    trackers: tuple[Tracker, ...] = ()
+    """Get the rows of metrics.jsonl as well."""
 
     evaluate: Callable[[int], Mapping[str, float]] | None = None
     """`evaluate(step)` after every `plan.eval_every` steps and the last; its row goes to

@@ -76,7 +76,8 @@ def train(
     run = _Run(model, batches, plan, out, hooks or Hooks(), flops_per_token)
     with _disk_errors(out):
         run.start(resume=resume)
-        with caught_interrupts() as interrupted, MetricsLog(out / "metrics.jsonl") as metrics:
+        log = MetricsLog(out / "metrics.jsonl", run.hooks.trackers)
+        with caught_interrupts() as interrupted, log as metrics:
             while not run.finished:
                 run.step(metrics)
                 if interrupted():
@@ -264,7 +265,7 @@ class _Run:
                 row = {"step": step, **hooks.evaluate(step)}
             self.evaluated = step
             metrics.write(row)
-            self._note(format_row(row))
+            self.hooks.on_progress({"note": format_row(row), **row})
         if hooks.sample and self.sampled < step and (last or _due(step, plan.sample_every)):
             with self._aside():
                 hooks.sample(step)
