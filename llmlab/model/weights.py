@@ -1,24 +1,30 @@
 """Weights on disk: safetensors files, one or several with an index, under Hugging Face's names.
 
-Not here: config and tokenizer (folder.py). Names and shapes are compared before any number is
-read, and nothing is loaded by halves. Format: https://github.com/huggingface/safetensors.
+Not here: config and tokenizer (folder.py), the files themselves (safetensors_files.py). Names and
+shapes are compared before any number is read, nothing is loaded by halves, and no more than the
+model and one tensor is in memory.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llmlab.errors import ModelError
 from llmlab.model.config import ModelConfig
 from llmlab.model.language_model import LanguageModel
+from llmlab.model.safetensors_files import (
+    INDEX,
+    SINGLE,
+    StoredTensor,
+    num_bytes,
+    read_tensors,
+    stored_tensors,
+    write_tensors,
+)
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
 
 
@@ -35,19 +41,45 @@ def load_weights(model: LanguageModel, folder: Path | str) -> None:
     Raises:
         ModelError: no weights, a broken file, or tensors missing, unknown or of another shape.
     """
-    folder = Path(folder)
     wanted = model.state_dict()
-    found = _places(folder, model.config)
-    _check_names(folder, wanted, found, tied=model.config.tie_word_embeddings)
-    tensors = {}
-    for name, tensor in _read(found):
-        if name in wanted:
-            _check_shape(folder, name, tensor, wanted[name])
-            tensors[name] = tensor.to(wanted[name].dtype)
-        else:
-            _check_tied(folder, tensor, tensors, model)
-    is_meta = any(tensor.is_meta for tensor in wanted.values())
-    model.load_state_dict(tensors, strict=True, assign=is_meta)
+    found = read_tensors(model_tensors(folder, model.config, wanted))
+    if any(tensor.is_meta for tensor in wanted.values()):
+        tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in found}
+        model.load_state_dict(tensors, strict=True, assign=True)
+        return
+    with torch.no_grad():
+        for name, tensor in found:
+            wanted[name].copy_(tensor)
+
+
+def model_tensors(
+    folder: Path | str, config: ModelConfig, wanted: Mapping[str, Tensor]
+) -> dict[str, StoredTensor]:
+    """Find the tensors of a model in its folder, without reading them.
+
+    Args:
+        folder: holds the safetensors.
+        config: of the model.
+        wanted: the model's `state_dict()`, of which only names and shapes are used.
+
+    Returns:
+        Where each tensor lies, in the order of `wanted`.
+
+    Raises:
+        ModelError: no weights, a broken file, or tensors missing, unknown or of another shape.
+    """
+    folder = Path(folder)
+    found = {}
+    for name, place in stored_tensors(folder).items():
+        own = _own_name(name, config)
+        if own is not None:
+            found[own] = place
+    _check_names(folder, wanted, found, tied=config.tie_word_embeddings)
+    for name, tensor in wanted.items():
+        _check_shape(folder, name, found[name], tensor)
+    if _HEAD in found and _HEAD not in wanted:
+        _check_tied(folder, found, config)
+    return {name: found[name] for name in wanted}
 
 
 def save_weights(
@@ -67,46 +99,16 @@ def save_weights(
     """
     shards = _split(weights, dtype, max_shard_bytes)
     if len(shards) == 1:
-        _write(weights, shards[0], folder / _SINGLE, dtype)
+        write_tensors(folder / SINGLE, weights, dtype=dtype)
         return
     places: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write(weights, names, folder / file, dtype)
+        write_tensors(folder / file, {name: weights[name] for name in names}, dtype=dtype)
         places |= dict.fromkeys(names, file)
-    total = sum(_num_bytes(tensor, dtype) for tensor in weights.values())
+    total = sum(num_bytes(tensor, dtype) for tensor in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _places(folder: Path, config: ModelConfig) -> dict[str, tuple[Path, str]]:
-    """Return for each tensor, under the model's name for it, its file and its name there."""
-    if (folder / _SINGLE).is_file():
-        files = [folder / _SINGLE]
-    elif (folder / _INDEX).is_file():
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        files = [folder / file for file in sorted(set(index["weight_map"].values()))]
-    else:
-        raise ModelError(_no_weights(folder))
-    places = {}
-    for path in files:
-        if not path.is_file():
-            raise ModelError(f"{path} is missing though {_INDEX} lists it; copy it again")
-        for name in _names_in(path):
-            own = _own_name(name, config)
-            if own is not None:
-                places[own] = (path, name)
-    return places
-
-
-def _names_in(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
-        raise ModelError(
-            f"{path} is not a whole safetensors file ({error}); copy it again"
-        ) from error
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _own_name(name: str, config: ModelConfig) -> str | None:
@@ -119,19 +121,6 @@ def _own_name(name: str, config: ModelConfig) -> str | None:
         # OpenAI's own files leave out the outer module's name.
         return name if name.startswith(("transformer.", _HEAD)) else f"transformer.{name}"
     return name
-
-
-def _read(places: Mapping[str, tuple[Path, str]]) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor, file by file, the head last."""
-    for path in sorted({path for path, _ in places.values()}):
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for own, (place, name) in places.items():
-                if place == path and own != _HEAD:
-                    yield own, file.get_tensor(name)
-    if _HEAD in places:
-        path, name = places[_HEAD]
-        with safe_open(path, framework="pt", device="cpu") as file:
-            yield _HEAD, file.get_tensor(name)
 
 
 def _check_names(folder: Path, wanted: Iterable[str], found: Iterable[str], *, tied: bool) -> None:
@@ -149,36 +138,22 @@ def _check_names(folder: Path, wanted: Iterable[str], found: Iterable[str], *, t
         )
 
 
-def _check_shape(folder: Path, name: str, tensor: Tensor, wanted: Tensor) -> None:
-    if tensor.shape != wanted.shape:
+def _check_shape(folder: Path, name: str, place: StoredTensor, wanted: Tensor) -> None:
+    if place.shape != wanted.shape:
         raise ModelError(
-            f"{name} in {folder} has shape {tuple(tensor.shape)}, config.json asks for "
+            f"{name} in {folder} has shape {place.shape}, config.json asks for "
             f"{tuple(wanted.shape)}; correct the sizes in config.json"
         )
 
 
-def _check_tied(
-    folder: Path, head: Tensor, tensors: Mapping[str, Tensor], model: LanguageModel
-) -> None:
-    name = "transformer.wte.weight" if model.config.is_gpt2 else "model.embed_tokens.weight"
-    if not torch.equal(head.to(tensors[name].dtype), tensors[name]):
+def _check_tied(folder: Path, found: Mapping[str, StoredTensor], config: ModelConfig) -> None:
+    name = "transformer.wte.weight" if config.is_gpt2 else "model.embed_tokens.weight"
+    (_, embedding), (_, head) = read_tensors({name: found[name], _HEAD: found[_HEAD]})
+    if not torch.equal(head, embedding):
         raise ModelError(
             f"{folder} holds a {_HEAD} that differs from {name}, but config.json says "
             "tie_word_embeddings=true; set it to false"
         )
-
-
-def _no_weights(folder: Path) -> str:
-    for pattern in ("pytorch_model*.bin", "*.gguf", "*.pth"):
-        other = sorted(folder.glob(pattern))
-        if other:
-            way = (
-                f"run `llmlab import gguf {other[0]}`"
-                if other[0].suffix == ".gguf"
-                else "save it with safe_serialization=True in transformers"
-            )
-            return f"{folder} has no {_SINGLE}, only {other[0].name}; {way}"
-    return f"{folder} has no {_SINGLE} or {_INDEX}; copy the whole model folder"
 
 
 def _split(
@@ -187,30 +162,13 @@ def _split(
     shards: list[list[str]] = [[]]
     room = max_shard_bytes
     for name, tensor in weights.items():
-        size = _num_bytes(tensor, dtype)
+        size = num_bytes(tensor, dtype)
         if size > room and shards[-1]:
             shards.append([])
             room = max_shard_bytes
         shards[-1].append(name)
         room -= size
     return shards
-
-
-def _write(
-    weights: Mapping[str, Tensor], names: Iterable[str], path: Path, dtype: torch.dtype | None
-) -> None:
-    tensors = {
-        name: weights[name].detach().to("cpu", dtype or weights[name].dtype).contiguous()
-        for name in names
-    }
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(mode)  # safetensors keeps the file to its owner; a server may be another user
-
-
-def _num_bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
-    return tensor.numel() * (dtype or tensor.dtype).itemsize
 
 
 def _some(names: list[str]) -> str:
