@@ -1,11 +1,18 @@
 """The progress line: one live line on a terminal, one plain line every few seconds when piped.
 
-The keys are those of metrics.jsonl: `step 1200/5000  loss 3.142  lr 2.9e-4  tok/s 38.1k`.
+The keys are those of metrics.jsonl: `step 1200/5000  loss 3.142  lr 2.9e-4  38.1k tok/s  mfu 41%`.
 """
 
+import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
+
+_GAP = "  "
+
+_UNITS = {"tok_per_s": "tok/s", "bits_per_byte": "bits/byte"}
+"""Keys that are shown as a unit behind the number."""
 
 OnProgress = Callable[[Mapping[str, Any]], None]
 """Called by long-running functions with the numbers of the moment."""
@@ -40,7 +47,7 @@ class Progress:
         if "note" in values:
             self.note(str(values["note"]))
             return
-        self._pending = self._title + format_row(values)
+        self._pending = self._fitted(_cells(values))
         if time.monotonic() - self._last_s >= self._every_s:
             self._show()
 
@@ -59,6 +66,27 @@ class Progress:
             self._width = 0
         self._stream.flush()
 
+    def _fitted(self, cells: list[str]) -> str:
+        """One line no wider than the terminal, for a wrapped one cannot be erased.
+
+        What does not fit goes: the title, then the cells before the last, which is the time left.
+        """
+        columns = self._columns()
+        line = self._title + _GAP.join(cells)
+        if len(line) > columns:
+            while len(_GAP.join(cells)) > columns and len(cells) > 1:
+                cells = [*cells[:-2], cells[-1]]
+            line = _GAP.join(cells)
+        return line
+
+    def _columns(self) -> float:
+        if not self._live:
+            return math.inf
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns - 1
+        except (OSError, ValueError):  # a terminal that is no file, or has no size
+            return math.inf
+
     def _show(self) -> None:
         text, self._pending = self._pending, ""
         if self._live:
@@ -72,7 +100,14 @@ class Progress:
 
 def format_row(values: Mapping[str, Any]) -> str:
     """Format a row of numbers as `key value` pairs, two spaces apart."""
-    return "  ".join(f"{key} {_format(key, value)}" for key, value in values.items())
+    return _GAP.join(_cells(values))
+
+
+def _cells(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{_format(key, value)} {_UNITS[key]}" if key in _UNITS else f"{key} {_format(key, value)}"
+        for key, value in values.items()
+    ]
 
 
 def _format(key: str, value: Any) -> str:
@@ -81,6 +116,8 @@ def _format(key: str, value: Any) -> str:
         minutes, seconds = divmod(round(value), 60)
         return f"{minutes}m{seconds:02d}s" if value >= 60 else f"{value:.1f}s"
     if isinstance(value, float):
+        if key == "mfu":
+            return f"{value:.0%}"
         if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e7):
             return f"{value:.1e}"
         return f"{value / 1000:.1f}k" if abs(value) >= 10_000 else f"{value:.4g}"
