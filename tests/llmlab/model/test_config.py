@@ -76,7 +76,11 @@ def test_harmless_fields_are_ignored(harmless: dict[str, Any]):
         ({"logit_softcap": 30.0}, r"unknown config field logit_softcap=30.0; correct its name"),
         ({"architectures": ["MixtralForCausalLM"]}, r"'MixtralForCausalLM'.*LlamaForCausalLM"),
         ({"architectures": None, "model_type": "bert"}, r"model_type='bert'.*GPT2LMHeadModel"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, r"rope_type='yarn'.*llama3"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, r"rope_type='longrope'.*yarn"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 32}},
+            r"rope_type='linear' has no beta_fast=32",
+        ),
         ({"rope_scaling": {"type": "linear"}}, r"needs factor"),
         ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, r"needs low_freq_factor"),
         ({"rope_parameters": {"type": "linear", "facto": 2.0}}, r"did you mean 'factor'"),
