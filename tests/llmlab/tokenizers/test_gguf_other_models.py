@@ -65,8 +65,9 @@ def published(name: str, folder: Path) -> Tokenizer:
 
 
 def trained(folder: Path, **options: Any) -> Tokenizer:
-    """A SentencePiece model with these options."""
+    """A SentencePiece model with these options, and no character map unless they ask for one."""
     model = io.BytesIO()
+    options = {"normalization_rule_name": "identity"} | options
     if options.get("model_type", "unigram") == "unigram":
         options["hard_vocab_limit"] = False
     train: Any = sentencepiece.SentencePieceTrainer.train
@@ -219,6 +220,7 @@ def test_llama_cpp_has_no_bytes_in_unigram(tmp_path):
     assert len(tokenizer.encode("a\U0001d7d8b")) == 6
 
 
+@pytest.mark.slow
 def test_universal_sentence_encoder(tmp_path):
     tokenizer = published("universal_sentence_encoder.sp.model", tmp_path)
     file = written(tokenizer, tmp_path)
@@ -232,10 +234,10 @@ def test_universal_sentence_encoder(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"normalization_rule_name": "identity", "user_defined_symbols": ["<a>", "<a><b>", "é"]},
+        {"normalization_rule_name": "nmt_nfkc", "user_defined_symbols": ["<a>", "<a><b>"]},
+        {"user_defined_symbols": ["<a>", "<a><b>", "é"]},
         {"remove_extra_whitespaces": False, "add_dummy_prefix": False},
-        {"normalization_rule_name": "nfkc_cf", "control_symbols": ["<c>"]},
+        {"control_symbols": ["<c>"]},
     ],
 )
 def test_trained_sentencepiece_unigram(options, tmp_path):
@@ -253,7 +255,7 @@ def test_where_llama_cpp_differs_from_sentencepiece(tmp_path):
     ids, _ = llama_cpp_ids(written(spaces, tmp_path), ["  ", " a"])
     assert [len(row) for row in ids] == [2, len(spaces.encode(" a"))]
     assert len(spaces.encode("  ")) == 3
-    merged = trained(tmp_path, normalization_rule_name="identity")
+    merged = trained(tmp_path)
     ids, _ = llama_cpp_ids(written(merged, tmp_path), ["a\u2581"])
     assert len(ids[0]) == len(merged.encode("a\u2581")) + 1
 
@@ -284,8 +286,7 @@ def test_mistral(name, tmp_path):
     ],
 )
 def test_trained_sentencepiece_bpe(options, tmp_path):
-    plain_bpe = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
-    tokenizer = trained(tmp_path, byte_fallback=True, **plain_bpe, **options)
+    tokenizer = trained(tmp_path, byte_fallback=True, remove_extra_whitespaces=False, **options)
     file = written(tokenizer, tmp_path)
     texts = [*TEXTS[:500], *sentencepiece_texts(500)]
     if options.get("add_dummy_prefix", True):
@@ -348,7 +349,7 @@ def test_the_gguf_package_reads_the_file(name, tmp_path):
 def test_a_file_that_says_no_more_than_the_format_has(tmp_path):
     for tokenizer in (
         published(V1, tmp_path),
-        trained(tmp_path, normalization_rule_name="nfkc"),
+        trained(tmp_path),
     ):
         metadata = silent(gguf_metadata(tokenizer))
         assert tokenizer_of_metadata(metadata).fingerprint == tokenizer.fingerprint
@@ -445,19 +446,25 @@ def test_overlapping_special_tokens_are_refused():
     ("options", "message"),
     [
         ({"add_dummy_prefix": False}, "remove_extra_whitespaces=True and add_dummy_prefix=False"),
-        ({"user_defined_symbols": ["ﬁ"]}, "'ﬁ' is not normalised by SentencePiece"),
+        (
+            {"normalization_rule_name": "nfkc", "user_defined_symbols": ["ﬁ"]},
+            "'ﬁ' is not normalised by SentencePiece",
+        ),
         ({"user_defined_symbols": ["x y"]}, "is not normalised by SentencePiece"),
         ({"eos_id": -1}, "no eos_token.*at id 1; give eos_token"),
         ({"model_type": "bpe"}, "remove_extra_whitespaces=True.*train it with .*=False"),
         (
-            {"model_type": "bpe", "remove_extra_whitespaces": False},
+            {
+                "model_type": "bpe",
+                "remove_extra_whitespaces": False,
+                "normalization_rule_name": "nfkc",
+            },
             r"character map of \d+ bytes.*normalization_rule_name='identity'",
         ),
         (
             {
                 "model_type": "bpe",
                 "remove_extra_whitespaces": False,
-                "normalization_rule_name": "identity",
             },
             "no byte_fallback",
         ),
@@ -465,7 +472,6 @@ def test_overlapping_special_tokens_are_refused():
             {
                 "model_type": "bpe",
                 "remove_extra_whitespaces": False,
-                "normalization_rule_name": "identity",
                 "byte_fallback": True,
                 "user_defined_symbols": ["ab"],
             },
@@ -475,7 +481,6 @@ def test_overlapping_special_tokens_are_refused():
             {
                 "model_type": "bpe",
                 "remove_extra_whitespaces": False,
-                "normalization_rule_name": "identity",
                 "byte_fallback": True,
                 "add_dummy_prefix": False,
                 "user_defined_symbols": ["ab", "bcd"],
