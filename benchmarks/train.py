@@ -34,10 +34,20 @@ SHAPES: dict[str, dict[str, int]] = {
              "batch": 8},
 }  # fmt: skip
 
-QUIET = (
-    "--eval-every 0 --sample-every 0 --checkpoint-every 0 "
-    "--eval-tokens 1024 --final-eval-tokens 1024 --sample-tokens 1"
-).split()
+QUIET = [
+    "--eval-every",
+    "0",
+    "--sample-every",
+    "0",
+    "--checkpoint-every",
+    "0",
+    "--eval-tokens",
+    "1024",
+    "--final-eval-tokens",
+    "1024",
+    "--sample-tokens",
+    "1",
+]
 
 
 def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
