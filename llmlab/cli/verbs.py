@@ -68,6 +68,11 @@ VERBS: dict[str, Verb] = {
         "llmlab.cli.finetune:merge",
         "fold an adapter into its base model",
     ),
+    "export gguf": Verb(
+        "llmlab.export.config:ExportGgufConfig",
+        "llmlab.cli.export:gguf",
+        "write a model folder as a GGUF file, for llama.cpp",
+    ),
     "import gguf": Verb(
         "llmlab.model.gguf_config:ImportGgufConfig",
         "llmlab.cli.gguf:run",

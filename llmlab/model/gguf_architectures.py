@@ -1,58 +1,22 @@
-"""What a GGUF file's metadata and tensor names mean in Hugging Face's words.
+"""What a GGUF file's metadata mean in Hugging Face's words, and which tensor is which parameter.
 
-Not here: reading the file (gguf.py), building the model (gguf_import.py), the tokenizer
-(gguf_tokenizer.py). Four architectures: llama, qwen2, qwen3, gpt2.
-
-Two things are stored otherwise than Hugging Face stores them. In `llama`, the rows of the query and
-key projections are permuted inside each head, because llama.cpp rotates neighbouring pairs
-(2i, 2i+1) where Hugging Face rotates (i, i + D/2). In `gpt2`, the linear layers are transposed
-to (out, in), where Hugging Face's Conv1D keeps (in, out).
+Not here: reading the file (gguf.py), names and layouts (gguf_names.py), building the model
+(gguf_import.py), the tokenizer (gguf_tokenizer.py), the way back (gguf_metadata.py).
 """
 
-import re
 from typing import Any
 
 import numpy as np
 
 from llmlab.errors import ModelError
 from llmlab.model.gguf import GgufFile
+from llmlab.model.gguf_names import CLASSES, ROPE_FACTORS, hf_layout, hf_name
 
-_DECODER_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
 }
-_GPT2_NAMES = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "output_norm": "transformer.ln_f",
-    "output": "lm_head",
-    "attn_norm": "ln_1",
-    "attn_qkv": "attn.c_attn",
-    "attn_output": "attn.c_proj",
-    "ffn_norm": "ln_2",
-    "ffn_up": "mlp.c_fc",
-    "ffn_down": "mlp.c_proj",
-}
-_CLASSES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-}
-_TRANSPOSED = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
-_ROPE_FACTORS = "rope_freqs.weight"
 
 
 def hf_config(file: GgufFile) -> dict[str, Any]:
@@ -64,7 +28,7 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     name = architecture(file)
     config = _gpt2_config(file) if name == "gpt2" else _decoder_config(file, name)
     return config | {
-        "architectures": [_CLASSES[name]],
+        "architectures": [CLASSES[name]],
         "model_type": name,
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": _tied(file),
@@ -78,10 +42,10 @@ def architecture(file: GgufFile) -> str:
         ModelError: the file holds another architecture, or no token embedding.
     """
     name = str(file.metadata.get("general.architecture", ""))
-    if name not in _CLASSES:
+    if name not in CLASSES:
         raise ModelError(
             f"{file.path} holds the architecture {name!r}; those read are "
-            f"{', '.join(sorted(_CLASSES))}"
+            f"{', '.join(sorted(CLASSES))}"
         )
     if "token_embd.weight" not in file.tensors:
         raise ModelError(f"{file.path} has no token_embd.weight; it is not a whole language model")
@@ -94,52 +58,25 @@ def hf_weights(file: GgufFile, config: dict[str, Any]) -> dict[str, str]:
     Raises:
         ModelError: the file has a tensor that this architecture does not have.
     """
-    names = _GPT2_NAMES if config["model_type"] == "gpt2" else _DECODER_NAMES
     places = {}
     for tensor in file.tensors:
-        if tensor == _ROPE_FACTORS or (tensor == "output.weight" and config["tie_word_embeddings"]):
+        if tensor == ROPE_FACTORS or (tensor == "output.weight" and config["tie_word_embeddings"]):
             continue
-        places[_hf_name(tensor, names, file)] = tensor
+        name = hf_name(tensor, config["model_type"])
+        if name is None:
+            raise ModelError(
+                f"{file.path} has the tensor {tensor!r}, which {config['model_type']} does not "
+                "have here; the model is a variant that is not read"
+            )
+        places[name] = tensor
     return places
 
 
 def hf_array(file: GgufFile, tensor: str, config: dict[str, Any]) -> np.ndarray:
     """Return a tensor as float32 in the order in which Hugging Face's classes keep it."""
-    array = file.array(tensor)
-    if config["model_type"] == "gpt2":
-        transposed = tensor.endswith(".weight") and tensor.split(".")[-2] in _TRANSPOSED
-        return np.ascontiguousarray(array.T) if transposed else array
-    if config["model_type"] == "llama":
-        if ".attn_q." in tensor:
-            return halves_from_pairs(array, config["num_attention_heads"])
-        if ".attn_k." in tensor:
-            return halves_from_pairs(array, config["num_key_value_heads"])
-    return array
-
-
-def halves_from_pairs(rows: np.ndarray, num_heads: int) -> np.ndarray:
-    """Reorder the rows of each head from rotary pairs (2i, 2i+1) to pairs (i, i + D/2).
-
-    Args:
-        rows: a weight `(H * D, E)` or a bias `(H * D,)`.
-        num_heads: H.
-    """
-    pairs = rows.reshape(num_heads, -1, 2, *rows.shape[1:])  # (H, D/2, 2, ...)
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
-
-
-def _hf_name(tensor: str, names: dict[str, str], file: GgufFile) -> str:
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", tensor)
-    if match is None or match[2] not in names:
-        raise ModelError(
-            f"{file.path} has the tensor {tensor!r}, which {file.metadata['general.architecture']} "
-            "does not have here; the model is a variant that is not read"
-        )
-    prefix = (
-        "" if match[1] is None else ("transformer.h." if "attn_qkv" in names else "model.layers.")
-    )
-    layer = "" if match[1] is None else f"{int(match[1])}."
-    return f"{prefix}{layer}{names[match[2]]}.{match[3]}"
+    heads = config.get("num_attention_heads", 0), config.get("num_key_value_heads", 0)
+    array = hf_layout(file.array(tensor), tensor, config["model_type"], heads)
+    return np.ascontiguousarray(array)
 
 
 def _tied(file: GgufFile) -> bool:
@@ -205,7 +142,7 @@ def _gpt2_config(file: GgufFile) -> dict[str, Any]:
 
 def _rope_scaling(file: GgufFile, name: str, head_dim: int) -> dict[str, Any] | None:
     """Return Hugging Face's `rope_scaling`, from the metadata or from stored factors."""
-    if _ROPE_FACTORS in file.tensors:
+    if ROPE_FACTORS in file.tensors:
         return _llama3_scaling(file, name, head_dim)
     kind = file.metadata.get(f"{name}.rope.scaling.type", "none")
     if kind == "none":
@@ -220,26 +157,29 @@ def _rope_scaling(file: GgufFile, name: str, head_dim: int) -> dict[str, Any] | 
 def _llama3_scaling(file: GgufFile, name: str, head_dim: int) -> dict[str, Any]:
     """Recognise Llama 3's scaling, of which a GGUF keeps only the D/2 divisors it leads to.
 
-    The divisor of a frequency is 1 for wavelengths under 8192/4, `factor` for those over 8192/1,
-    and interpolated between (arXiv 2407.21783, and the Llama 3.1 release).
+    The divisor of a frequency is 1 for wavelengths under original length / high, `factor` for those
+    over original length / low, and interpolated between (arXiv 2407.21783). Where the file does not
+    say these numbers they are those of the Llama 3.1 release.
     """
-    stored = file.array(_ROPE_FACTORS).astype(np.float64)
+    stored = file.array(ROPE_FACTORS).astype(np.float64)
     theta = float(file.metadata.get(f"{name}.rope.freq_base", 10000.0))
-    factor, low, high, original_len = float(stored.max()), 1.0, 4.0, 8192
+    said = {key: file.metadata.get(f"llmlab.rope.{key}", value) for key, value in _LLAMA3.items()}
+    factor = float(file.metadata.get("llmlab.rope.factor", stored.max()))
+    low, high, original_len = said.values()
     wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     smooth = np.clip((original_len / wavelengths - low) / (high - low), 0.0, 1.0)
     expected = 1.0 / ((1.0 - smooth) / factor + smooth)
     if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-4):
         raise ModelError(
-            f"{file.path} has rotary factors ({_ROPE_FACTORS}) that are not Llama 3's; "
+            f"{file.path} has rotary factors ({ROPE_FACTORS}) that are not Llama 3's; "
             "such a scaling is not read"
         )
     return {
         "rope_type": "llama3",
         "factor": _short(factor),
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original_len,
+        **{
+            key: _short(value) if isinstance(value, float) else value for key, value in said.items()
+        },
     }
 
 

@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmlab.errors import TokenizerError
 from llmlab.tokenizers.files.gguf_byte_level import byte_level_metadata, byte_level_pipeline
 from llmlab.tokenizers.files.gguf_sentencepiece_bpe import (
@@ -31,6 +33,7 @@ from llmlab.tokenizers.files.gguf_tokens import GgufTokens
 from llmlab.tokenizers.files.gguf_unigram import unigram_metadata, unigram_pipeline
 from llmlab.tokenizers.files.gguf_wordpiece import wordpiece_metadata, wordpiece_pipeline
 from llmlab.tokenizers.files.gguf_writer import Value, write_gguf
+from llmlab.tokenizers.files.sentencepiece_model import PieceType
 from llmlab.tokenizers.models.bpe import ByteLevelBPE
 from llmlab.tokenizers.models.sentencepiece_bpe import SentencePieceBPE
 from llmlab.tokenizers.models.unigram import Unigram
@@ -46,12 +49,36 @@ _READERS = {
 }
 
 
-def gguf_metadata(tokenizer: Tokenizer) -> dict[str, Value]:
+def gguf_metadata(tokenizer: Tokenizer, *, num_rows: int | None = None) -> dict[str, Value]:
     """Return the `tokenizer.*` keys of a GGUF file.
+
+    Args:
+        tokenizer: the tokenizer.
+        num_rows: rows of the model's embedding, when it has more than there are tokens: llama.cpp
+            wants a token for each.
 
     Raises:
         TokenizerError: llama.cpp cannot make the same ids; the message says why.
     """
+    metadata = _metadata(tokenizer)
+    spare = range(tokenizer.vocab_size, num_rows or 0)
+    _extend(metadata, "tokens", [f"[PAD{token_id}]" for token_id in spare])
+    _extend(metadata, "token_type", [PieceType.UNUSED] * len(spare))
+    _extend(metadata, "scores", [0.0] * len(spare))
+    return metadata
+
+
+def _extend(metadata: dict[str, Value], name: str, more: list[Any]) -> None:
+    """Lengthen the list `tokenizer.ggml.NAME`, where there is one."""
+    key = f"tokenizer.ggml.{name}"
+    listed = metadata.get(key)
+    if isinstance(listed, np.ndarray):
+        metadata[key] = np.concatenate([listed, np.array(more, listed.dtype)])
+    elif isinstance(listed, list):
+        metadata[key] = [*listed, *more]
+
+
+def _metadata(tokenizer: Tokenizer) -> dict[str, Value]:
     pipeline = tokenizer.pipeline
     if not isinstance(pipeline, Pipeline):
         raise TokenizerError(

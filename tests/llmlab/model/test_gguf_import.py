@@ -14,8 +14,8 @@ from llmlab.cli.main import main
 from llmlab.errors import ModelError, OutputError
 from llmlab.model import load_model
 from llmlab.model.gguf import GgufFile
-from llmlab.model.gguf_architectures import halves_from_pairs
 from llmlab.model.gguf_import import gguf_model, import_gguf
+from llmlab.model.gguf_names import halves_from_pairs
 
 # Two float32 implementations of the same sums in another order, logits of size about 1.
 FLOAT32_TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
