@@ -35,18 +35,8 @@ SHAPES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 QUIET = [
-    "--eval-every",
-    "0",
-    "--sample-every",
-    "0",
-    "--checkpoint-every",
-    "0",
-    "--eval-tokens",
-    "1024",
-    "--final-eval-tokens",
-    "1024",
-    "--sample-tokens",
-    "1",
+    *("--eval-every", "0", "--sample-every", "0", "--checkpoint-every", "0"),
+    *("--eval-tokens", "1024", "--final-eval-tokens", "1024", "--sample-tokens", "1"),
 ]
 
 
