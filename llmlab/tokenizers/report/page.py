@@ -1,4 +1,4 @@
-"""The files of a report: report.html, report.md and report.json; page.html.jinja is the layout.
+"""The files of a report: report.html, report.md, report.json; tokenizers.html.jinja is the layout.
 
 The page stands alone: no script, no other file. Tokens come from vocabularies that anybody may
 have written, so everything in it is escaped.
@@ -8,13 +8,11 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from datetime import date
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from llmlab.outputs import whole_folder
+from llmlab.page import render
 from llmlab.tokenizers.report.run import YOUR_TEXT, Report
 from llmlab.tokenizers.report.tables import as_markdown, compared, failures, vocabulary_tables
 from llmlab.tokenizers.report.view import NUM_COLOURS
@@ -51,10 +49,10 @@ def as_json(report: Report) -> list[dict[str, Any]]:
 
 def as_page(report: Report, sources: Sequence[str]) -> str:
     """Return the report as one HTML page."""
-    layout = files("llmlab.tokenizers.report").joinpath("page.html.jinja").read_text("utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(layout)
     first, *others = report.tokenizers
-    return template.render(
+    return render(
+        Path(__file__).with_name("tokenizers.html.jinja"),
+        title=f"Tokenizer report: {first.name}",
         first=first,
         tokenizers=report.tokenizers,
         others=", ".join(facts.name for facts in others),

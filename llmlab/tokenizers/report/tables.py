@@ -1,60 +1,14 @@
 """The numbers of a report as tables, for terminals, Markdown and the page alike."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
+from llmlab.page import Table, escape_markdown
 from llmlab.tokenizers.report.measures import TextMeasures
 from llmlab.tokenizers.report.run import YOUR_TEXT, Report, TokenizerFacts
 from llmlab.tokenizers.report.vocabulary import Group, TokenCount
 
 _UNKNOWN_SHOWN = 0.005
 """A smaller share of unknown tokens changes no rate."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under headings."""
-
-    title: str
-    note: str
-    """What the numbers mean; may be empty."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    token_column: int | None = None
-    """The column that holds tokens, which are set as code."""
-
-    bars: tuple[float, ...] | None = None
-    """A share, 0 to 1, of each row that a page can draw."""
-
-    def as_text(self) -> str:
-        """Return the table for a terminal, numbers to the right."""
-        lines = [self.columns, *self.rows]
-        widths = [max(len(line[at]) for line in lines) for at in range(len(self.columns))]
-        left = {0, self.token_column}
-        aligned = (
-            "  ".join(
-                cell.ljust(width) if at in left else cell.rjust(width)
-                for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
-        return "\n".join([self.title, *(f"  {line.rstrip()}" for line in aligned)])
-
-    def as_markdown(self) -> str:
-        """Return the table in Markdown, under a heading."""
-        left = {0, self.token_column}
-        rule = ("---" if at in left else "--:" for at in range(len(self.columns)))
-        lines = [_markdown_row(map(_escape, self.columns)), _markdown_row(rule)]
-        for row in self.rows:
-            cells = (
-                _code(cell) if at == self.token_column else _escape(cell)
-                for at, cell in enumerate(row)
-            )
-            lines.append(_markdown_row(cells))
-        note = ["", _escape(self.note)] if self.note else []
-        return "\n".join([f"## {_escape(self.title)}", *note, "", *lines])
 
 
 def compared(report: Report) -> list[Table]:
@@ -115,11 +69,11 @@ def as_text(report: Report) -> str:
 def as_markdown(report: Report) -> str:
     """Return the whole report in Markdown."""
     first = report.tokenizers[0]
-    parts = [f"# Tokenizer report: {_escape(first.name)}"]
+    parts = [f"# Tokenizer report: {escape_markdown(first.name)}"]
     parts += [table.as_markdown() for table in compared(report)]
-    parts += [_escape(sentence) for sentence in failures(report)]
+    parts += [escape_markdown(sentence) for sentence in failures(report)]
     for facts in report.tokenizers:
-        parts.append(f"# Vocabulary of {_escape(facts.name)}")
+        parts.append(f"# Vocabulary of {escape_markdown(facts.name)}")
         parts += [table.as_markdown() for table in vocabulary_tables(facts)]
     return "\n\n".join(parts) + "\n"
 
@@ -240,19 +194,3 @@ def _share(group: Group) -> float:
 
 def _part(count: int, whole: int) -> str:
     return f"{count:,} ({count / max(whole, 1):.1%})"
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", text)
-
-
-def _code(text: str) -> str:
-    """Return a code span, which Markdown takes literally but for bars, inside a table."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * (longest + 1)
-    padded = f" {text} " if text.startswith("`") or text.endswith("`") else text
-    return fence + padded.replace("|", "\\|") + fence
