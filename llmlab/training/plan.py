@@ -13,7 +13,7 @@ from llmlab.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """How long to train, with which AdamW, and what to do on the way.
+    """How long to train, with which optimizer, and what to do on the way.
 
     At least one of the three budgets must be set; the run ends with the first one that is used up.
     """
@@ -28,26 +28,48 @@ class TrainingPlan:
     max_tokens: int | None = None
     """Budget in tokens put through the model, scored or not."""
 
+    optimizer: Literal["adamw", "muon", "lion"] = "adamw"
+    """The rule of the update; muon moves the hidden matrices, and AdamW the rest."""
+
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate; adamw and muon share one scale, lion wants several times less."""
+
+    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
+    """After the warm-up: one half cosine, constant with a decay at the end (wsd), or a line."""
+
+    decay_fraction: float = 0.2
+    """wsd: share of the budget, at its end, over which the rate decays."""
+
+    decay_shape: Literal["linear", "sqrt"] = "sqrt"
+    """wsd: the decay falls linearly, or as 1 - sqrt(x), steep at first."""
 
     min_lr_fraction: float = 0.1
-    """The cosine ends at this fraction of the peak."""
+    """The schedule ends at this fraction of the peak."""
 
     warmup_steps: int = 50
     """Steps over which the learning rate rises linearly to its schedule."""
 
     weight_decay: float = 0.1
-    """AdamW's decoupled decay, on weight matrices only."""
+    """Decoupled decay, on weight matrices only."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates of the first and second moment."""
+    betas: tuple[float, float] | None = None
+    """Decay rates of the two moments; unset means (0.9, 0.95), and (0.9, 0.99) for lion."""
+
+    momentum: float = 0.95
+    """muon: momentum of the hidden matrices."""
 
     adam_eps: float = 1e-8
     """AdamW's epsilon."""
 
     grad_clip: float = 1.0
     """Largest L2 norm of the whole gradient; 0 turns clipping off."""
+
+    skip_spikes: bool = False
+    """Leave out the update of a step whose loss or gradient norm is far above the last ones."""
+
+    ema_decay: float = 0.0
+    """Keep an average of the weights that forgets this slowly, for evaluations and as the result,
+    for example 0.999; 0 keeps none."""
 
     accumulation: int = 1
     """Micro-batches a step; the gradient is that of one batch with all their scored tokens."""
@@ -98,11 +120,22 @@ class TrainingPlan:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{name}={value} must be 0 or more; 0 turns it off")
-        for name, value in (("beta1", self.betas[0]), ("beta2", self.betas[1])):
+        for name, value, good in (
+            ("beta1", self.optimizer_betas[0], "betas=(0.9, 0.95)"),
+            ("beta2", self.optimizer_betas[1], "betas=(0.9, 0.95)"),
+            ("momentum", self.momentum, "0.95"),
+            ("ema_decay", self.ema_decay, "0.999"),
+        ):
             if not 0 <= value < 1:
-                raise ConfigError(f"{name}={value} must be in [0, 1); try betas=(0.9, 0.95)")
-        if not 0 <= self.min_lr_fraction <= 1:
-            raise ConfigError(f"min_lr_fraction={self.min_lr_fraction} must be in [0, 1]; try 0.1")
+                raise ConfigError(f"{name}={value} must be in [0, 1); try {good}")
+        for name, good in (("min_lr_fraction", 0.1), ("decay_fraction", 0.2)):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be in [0, 1]; try {good}")
+
+    @property
+    def optimizer_betas(self) -> tuple[float, float]:
+        """Decay rates of the two moments, as set or as the optimizer's paper has them."""
+        return self.betas or ((0.9, 0.99) if self.optimizer == "lion" else (0.9, 0.95))
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Name the fields whose values are not those of `other`, as `field 1 -> 2`."""

@@ -1,7 +1,15 @@
-"""The learning rate of a step: linear warm-up times one cosine over the budget. Torch-free.
+"""The learning rate of a step: linear warm-up times one decay over the budget. Torch-free.
 
-The budget may be steps, tokens or seconds, and the cosine follows whichever is used up furthest, so
-a run of `max_seconds=180` also ends at its minimum. Cosine decay: arXiv 1608.03983.
+The budget may be steps, tokens or seconds, and the decay follows whichever is used up furthest, so
+a run of `max_seconds=180` also ends at its minimum. Over the used fraction u of the budget:
+
+    cosine    1/2 (1 + cos(pi u))                                              arXiv:1608.03983
+    linear    1 - u                                                            arXiv:2310.07831
+    wsd       1, and over the last `decay_fraction` of the budget 1 - x or     arXiv:2404.06395
+              1 - sqrt(x), where x is the used fraction of that part           arXiv:2405.18392
+
+Up to the start of its decay, a wsd run does not depend on the budget: resumed from a checkpoint
+before it with a larger one, it goes on as if that had been meant from the start.
 """
 
 import math
@@ -34,11 +42,24 @@ def learning_rate(plan: TrainingPlan, *, step: int, progress: float) -> float:
     """Return the learning rate of one step.
 
     Args:
-        plan: peak, floor and warm-up.
+        plan: peak, shape, floor and warm-up.
         step: the step to be made, counted from 1.
         progress: used fraction of the budget when that step is done; 1 for the last step, which
             therefore runs at `learning_rate * min_lr_fraction`.
     """
     rise = min(1.0, step / plan.warmup_steps) if plan.warmup_steps else 1.0
-    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return plan.learning_rate * rise * (plan.min_lr_fraction + (1 - plan.min_lr_fraction) * cosine)
+    fall = plan.min_lr_fraction + (1 - plan.min_lr_fraction) * _decay(plan, progress)
+    return plan.learning_rate * rise * fall
+
+
+def _decay(plan: TrainingPlan, progress: float) -> float:
+    """From 1 down to 0 over the budget."""
+    if plan.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    if plan.schedule == "linear":
+        return 1.0 - progress
+    start = 1.0 - plan.decay_fraction
+    if progress <= start:
+        return 1.0
+    x = (progress - start) / plan.decay_fraction
+    return 1.0 - (math.sqrt(x) if plan.decay_shape == "sqrt" else x)

@@ -52,7 +52,7 @@ def test_ten_steps_are_those_of_plain_torch():
     reference = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}],
         lr=1e-2,
-        betas=PLAN.betas,
+        betas=PLAN.optimizer_betas,
         foreach=False,
         fused=False,
     )
