@@ -1,90 +1,132 @@
-"""Batches of token ids from a shards folder.
+"""Batches of token ids from shards folders.
 
-Training reads windows of `context_len` + 1 tokens, cut from the split end to end, in an order that
-is a pure function of (seed, position): a position is the whole state, so resuming is exact and
-takes no skipping. Windows run across document ends; eos marks them. Not here: masks between
-documents, devices.
+Training reads windows of `context_len` positions in one global order, a pure function of the seed:
+the sample at each position is the same however many processes read and whatever the batch size is,
+and a position is the whole state. Resuming is exact to the token and takes no skipping; it may
+happen on another number of processes.
+
+Not here: how documents lie in windows (windows.py), turns of several folders (mixture.py), devices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from llmlab.data.batch import IGNORED, Batch
+from llmlab.data.best_fit import PackingPlan
+from llmlab.data.config import Packing
+from llmlab.data.mixture import Mixture
 from llmlab.data.shards import Shards, Split
+from llmlab.data.windows import BestFitLayout, Pieces, Windows
 from llmlab.errors import ConfigError, DataError
 
 
 class Batches:
-    """Endless shuffled batches; every window comes once an epoch.
-
-    Each epoch draws a new phase, so that windows start at other tokens, and a new order.
+    """Endless shuffled batches; every window of a source comes once in each of its epochs.
 
     Args:
-        shards: the folder.
+        shards: the folder, or several, whose ids come from one tokenizer.
         split: `train` or `val`.
-        batch_size: windows a batch, B.
-        context_len: tokens a window, T.
+        batch_size: windows in a batch of all processes together, B.
+        context_len: positions in a window, T.
         seed: of the order.
+        weights: share of the windows from each folder; None goes by their sizes, so that their
+            epochs end together.
+        packing: how documents are laid into windows.
+        document_ids: whether batches carry them.
+        rank: this process, which gets rows rank, rank + world_size, ... of each batch.
+        world_size: number of processes.
 
     Raises:
-        ConfigError: the split has too few tokens for one window, or a size is below 1.
+        ConfigError: a split has too few tokens for one window, a size is below 1, or the weights
+            do not go with the folders.
+        DataError: the folders come from different tokenizers.
     """
 
     def __init__(
-        self, shards: Shards, split: Split, *, batch_size: int, context_len: int, seed: int
+        self,
+        shards: Shards | Sequence[Shards],
+        split: Split = "train",
+        *,
+        batch_size: int,
+        context_len: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        packing: Packing = "stream",
+        document_ids: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self._tokens = shards.split(split)
+        folders = [shards] if isinstance(shards, Shards) else list(shards)
         _check_sizes(batch_size, context_len)
-        if len(self._tokens) <= context_len:
-            raise ConfigError(
-                f"context_len={context_len} needs {context_len + 1} tokens, but the {split} split "
-                f"of {shards.folder} has {len(self._tokens)}; use a smaller context or more data"
-            )
-        self.batch_size = batch_size
-        self.context_len = context_len
-        self.num_windows = max(1, (len(self._tokens) - context_len) // context_len)
-        """Windows an epoch."""
+        _check_ranks(batch_size, rank, world_size)
+        _check_folders(folders, weights)
+        self.batch_size, self.context_len = batch_size, context_len
+        self._rank, self._world_size = rank, world_size
+        self._document_ids = document_ids
+        self._sources = [
+            Windows(folder, split, context_len=context_len, seed=seed, packing=packing)
+            for folder in folders
+        ]
+        self._mixture = Mixture(weights or [source.num_windows for source in self._sources])
         self._identity = {
-            "tokenizer_fingerprint": shards.meta["tokenizer_fingerprint"],
-            "num_tokens": len(self._tokens),
+            "tokenizer_fingerprint": folders[0].meta["tokenizer_fingerprint"],
+            "num_tokens": [len(folder.split(split)) for folder in folders],
             "split": split,
             "context_len": context_len,
+            "packing": packing,
+            "shares": self._mixture.shares,
             "seed": seed,
         }
-        self._seed = seed
-        self._position = 0
-        self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def next(self) -> Batch:
-        """Return `(input_ids, labels)`, int64 (B, T): labels[b, t] follows input_ids[b, t]."""
-        starts = [self.window_start(self._position + row) for row in range(self.batch_size)]
-        self._position += self.batch_size
-        rows = np.stack([self._tokens[at : at + self.context_len + 1] for at in starts])
-        windows = torch.from_numpy(rows.astype(np.int64))  # (B, T + 1)
-        return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
-
-    def window_start(self, position: int) -> int:
-        """Return the first token of the window at a position of the endless order."""
-        epoch, index = divmod(position, self.num_windows)
-        if epoch != self._order[0]:
-            self._order = (epoch, self._epoch_starts(epoch))
-        return int(self._order[1][index])
+        """Return this process's rows of the next batch."""
+        turns = [self._mixture.next() for _ in range(self.batch_size)]
+        mine = turns[self._rank :: self._world_size]
+        B, T = len(mine), self.context_len
+        input_ids = np.empty((B, T), np.int64)  # (B, T)
+        labels = np.empty((B, T), np.int64)  # (B, T)
+        numbers = np.empty((B, T), np.int32) if self._document_ids else None  # (B, T)
+        for row, (source, pieces) in enumerate(self._pieces(mine)):
+            source.write(
+                pieces, input_ids[row], labels[row], None if numbers is None else numbers[row]
+            )
+        return Batch(
+            torch.from_numpy(input_ids),
+            torch.from_numpy(labels),
+            None if numbers is None else torch.from_numpy(numbers),
+        )
 
     @property
-    def epoch(self) -> float:
-        """Passes over the split so far."""
-        return self._position / self.num_windows
+    def num_windows(self) -> list[int]:
+        """Windows in an epoch of each source."""
+        return [source.num_windows for source in self._sources]
+
+    @property
+    def epochs(self) -> list[float]:
+        """Passes over each source so far, by all processes together."""
+        sources = zip(self._mixture.taken, self._sources, strict=True)
+        return [taken / source.num_windows for taken, source in sources]
+
+    @property
+    def shares(self) -> list[float]:
+        """Share of the windows that comes from each source; they add up to 1."""
+        return self._mixture.shares
+
+    @property
+    def plans(self) -> list[PackingPlan]:
+        """How documents were placed, a plan a source; empty for `stream`."""
+        layouts = [source.layout for source in self._sources]
+        return [layout.plan for layout in layouts if isinstance(layout, BestFitLayout)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position, and what it is a position in."""
-        return {"position": self._position, **self._identity}
+        """Return the windows taken from each source, and of what data."""
+        return {"taken": list(self._mixture.taken), **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; the batch size may differ from the saved run's.
+        """Go to a saved place; batch size and number of processes may differ from the saved run's.
 
         Raises:
             DataError: the state belongs to other data, another context length or another seed.
@@ -95,19 +137,27 @@ class Batches:
                     f"cannot resume: the saved {key} is {state.get(key)!r}, this run has {value!r};"
                     f" resume with the same {key}, or start anew"
                 )
-        self._position = int(state["position"])
+        self._mixture.taken = [int(taken) for taken in state["taken"]]
 
-    def _epoch_starts(self, epoch: int) -> NDArray[np.int64]:
-        generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-        last_phase = len(self._tokens) - 1 - self.num_windows * self.context_len
-        phase = generator.integers(last_phase + 1)
-        return phase + generator.permutation(self.num_windows) * self.context_len
+    def _pieces(self, turns: list[tuple[int, int]]) -> list[tuple[Windows, Pieces]]:
+        found: list[tuple[Windows, Pieces] | None] = [None] * len(turns)
+        for number, source in enumerate(self._sources):
+            rows = [row for row, (whose, _) in enumerate(turns) if whose == number]
+            pieces = source.pieces(turns[row][1] for row in rows)
+            for row, window in zip(rows, pieces, strict=True):
+                found[row] = source, window
+        return [pair for pair in found if pair is not None]
 
 
 def val_batches(
-    shards: Shards, split: Split = "val", *, batch_size: int, context_len: int
+    shards: Shards,
+    split: Split = "val",
+    *,
+    batch_size: int,
+    context_len: int,
+    document_ids: bool = False,
 ) -> Iterator[Batch]:
-    """Yield `(input_ids, labels)`, int64 (B, T), that score every token of a split exactly once.
+    """Yield batches (B, T) that score every token of a split exactly once.
 
     The first token is predicted from eos, as after a document before it. Windows follow one
     another without overlap; the last rows are padded with eos and the label -100. The last batch
@@ -123,17 +173,19 @@ def val_batches(
             f"the {split} split of {shards.folder} is empty; pack it with --val-fraction above 0"
         )
     step = batch_size * context_len
-    before = shards.eos_token_id
+    before = eos = shards.eos_token_id
     for start in range(0, len(tokens), step):
         ids = tokens[start : start + step].astype(np.int64)
         rows = -(-len(ids) // context_len)
         padding = rows * context_len - len(ids)
-        inputs = np.concatenate([[before], ids[:-1], np.full(padding, shards.eos_token_id)])
+        inputs = np.concatenate([[before], ids[:-1], np.full(padding, eos)])
         labels = np.concatenate([ids, np.full(padding, IGNORED)])
         before = ids[-1]
+        input_ids = torch.from_numpy(inputs.reshape(rows, context_len))  # (B, T)
         yield Batch(
-            torch.from_numpy(inputs.reshape(rows, context_len)),  # (B, T)
-            torch.from_numpy(labels.reshape(rows, context_len)),
+            input_ids,
+            torch.from_numpy(labels.reshape(rows, context_len)),  # (B, T)
+            (input_ids == eos).cumsum(1, dtype=torch.int32) if document_ids else None,  # (B, T)
         )
 
 
@@ -142,3 +194,28 @@ def _check_sizes(batch_size: int, context_len: int) -> None:
         raise ConfigError(
             f"batch_size={batch_size} and context_len={context_len} must both be at least 1"
         )
+
+
+def _check_ranks(batch_size: int, rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank={rank} is not between 0 and world_size={world_size} less one")
+    if batch_size < world_size:
+        raise ConfigError(
+            f"batch_size={batch_size} leaves some of {world_size} processes without a window; "
+            f"use {world_size} or more windows a batch, or fewer processes"
+        )
+
+
+def _check_folders(folders: list[Shards], weights: Sequence[float] | None) -> None:
+    if not folders or (weights is not None and len(weights) != len(folders)):
+        raise ConfigError(
+            f"{len(folders)} shards folders and {len(weights or ())} weights do not go together; "
+            "give a weight for each folder, or none"
+        )
+    first, *others = folders
+    for other in others:
+        if other.meta["tokenizer_fingerprint"] != first.meta["tokenizer_fingerprint"]:
+            raise DataError(
+                f"{other.folder} was packed with another tokenizer than {first.folder}; pack it "
+                f"again with {first.tokenizer}"
+            )

@@ -1,10 +1,14 @@
-"""The settings of `llmlab data pack`."""
+"""The settings of `llmlab data pack`, and the ways to lay documents into windows."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
+
+Packing = Literal["stream", "best-fit"]
+"""`stream`: windows cut from the text end to end; `best-fit`: documents placed whole, with some
+padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
