@@ -56,10 +56,10 @@ def new_block(words: Any, first: int, last: int, max_len: int) -> Any:
         longest = max(longest, words.bounds[word, 1] - words.bounds[word, 0])
     max_nodes = _BLOCK_NODES + longest
     return Block(
-        np.empty((max_nodes * max_len + 1, 3), np.int32),
+        np.empty((max_nodes * max_len, 3), np.int32),
         np.empty(_BLOCK_NODES, np.int32),
         np.empty(longest + 1, np.int32),
-        np.empty(((longest + 1) * (max_len + 1) + 1, 2), np.int32),
+        np.empty(((longest + 1) * (max_len + 1), 2), np.int32),
         np.empty(longest + 2, np.int64),
     )
 
@@ -108,7 +108,7 @@ def _num_alike(text: Any, start: int, end: int, other: int, other_end: int) -> i
 
 
 @compiled_inner
-def _add_node(byte: int, depth: int, node: int, num_edges: int, nodes: Any, block: Block) -> int:
+def _add_node(byte: int, depth: int, node: int, num_edges: int, nodes: Any, block: Block) -> Any:
     """Add the node one byte below the one at this depth; return the number of edges then."""
     edges, begun = block.edges, block.begun
     label = Place(byte)
@@ -118,13 +118,13 @@ def _add_node(byte: int, depth: int, node: int, num_edges: int, nodes: Any, bloc
     while first < end:
         row = Place(begun[first, _ROW])
         child = Place(nodes[row, BASE]) ^ label
-        goes_on = Place(nodes[child, PARENT]) == row
-        start, piece = begun[first, _NODE], nodes[child, VALUE]
-        # Writing what may not count is faster than branches that cannot be foreseen.
-        begun[top, _NODE], begun[top, _ROW] = start, child
-        edges[edge, FROM], edges[edge, TO], edges[edge, PIECE] = start, node, piece
-        top += Place(goes_on)
-        edge += Place(goes_on & (piece >= 0))
+        if Place(nodes[child, PARENT]) == row:
+            start, piece = begun[first, _NODE], nodes[child, VALUE]
+            begun[top, _NODE], begun[top, _ROW] = start, child
+            top += Place(1)
+            if piece >= 0:
+                edges[edge, FROM], edges[edge, TO], edges[edge, PIECE] = start, node, piece
+                edge += Place(1)
         first += Place(1)
     begun[top, _NODE], begun[top, _ROW] = node, ROOT
     block.begun_bounds[depth + 2] = np.int64(top) + 1

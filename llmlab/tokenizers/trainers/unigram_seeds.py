@@ -211,7 +211,7 @@ def find_seeds(suffixes: Suffixes, crew: Crew, *, seed_size: int, min_count: int
     begins = np.flatnonzero(shared == 0)  # of another first character: there parts may be cut
     parts = begins[np.searchsorted(begins, ranks)]
     histograms = crew.run(lambda a, b: score_histogram(*given, a, b), parts)
-    at_least = np.cumsum(sum(histograms)[::-1])[::-1]  # substrings by their least score
+    at_least = np.cumsum(np.sum(histograms, axis=0)[::-1])[::-1]  # substrings by their least score
     enough = np.flatnonzero(at_least[1:] >= seed_size)
     min_score = int(enough[-1]) + 1 if len(enough) else 1
     room = int(max(histogram[min_score:].sum() for histogram in histograms)) + len(begins)
