@@ -128,6 +128,12 @@ class PretrainConfig:
             ConfigError: names the field, its value and a value that works.
         """
         for name in ("context_len", "batch_tokens", "accumulation", "eval_tokens",
+    tensorboard: bool = False
+    """Write the rows of metrics.jsonl as TensorBoard files too, into out/tensorboard."""
+
+    log: tuple[Literal["wandb", "trackio"], ...] = ()
+    """Hand the rows of metrics.jsonl to these services too; unset, nothing leaves the machine."""
+
                      "final_eval_tokens", "sample_tokens"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
@@ -172,6 +178,11 @@ class PretrainConfig:
             max_tokens=self.max_tokens,
             learning_rate=self.learning_rate,
             min_lr_fraction=self.min_lr_fraction,
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers asked for."""
+        return (*(("tensorboard",) if self.tensorboard else ()), *self.log)
+
             warmup_steps=self.warmup_steps,
             weight_decay=self.weight_decay,
             betas=self.betas,

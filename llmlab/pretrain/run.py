@@ -4,6 +4,7 @@ The run's folder holds
 
     config.toml       the settings
     metrics.jsonl     a row for each step and each validation
+    journal.jsonl     how it was started and ended, and what it said
     samples.jsonl     what the model wrote on the way
     checkpoint-N/     where a run can go on from
     model/            the model folder, written at the end
@@ -11,6 +12,7 @@ The run's folder holds
 Not here: the loop (llmlab/training), the model (llmlab/model), the data (llmlab/data).
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -21,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 
-from llmlab.config import save_config
+from llmlab.config import read_toml, save_config
 from llmlab.data import Batches, Shards
 from llmlab.errors import ConfigError, ModelError
 from llmlab.hardware import pick_device
@@ -29,10 +31,13 @@ from llmlab.model import ModelConfig, build_model, generate, load_config, save_m
 from llmlab.model.language_model import LanguageModel
 from llmlab.outputs import check_free
 from llmlab.pretrain.config import PretrainConfig
+from llmlab.pretrain.facts import peak_memory_bytes, restart_peak_memory, start_facts
+from llmlab.pretrain.journal import Journal
 from llmlab.pretrain.outlook import outlook
 from llmlab.pretrain.validation import Validator
 from llmlab.tokenizers import Tokenizer
-from llmlab.track import MetricsLog, OnProgress, read_metrics, silent
+from llmlab.track import MetricsLog, OnProgress, Tracker, opened_trackers, read_metrics, silent
+from llmlab.track.trackers import check_installed
 from llmlab.training import Hooks, TrainState, find_latest, train
 from llmlab.training.checkpoint import rewind_rows
 from llmlab.training.step import autocast
@@ -96,7 +101,9 @@ def pretrain(
     shards = Shards(config.data, fingerprint)
     tokenizer = Tokenizer.load(shards.tokenizer)
     torch.manual_seed(config.seed)
-    model = build_model(model_config(config, tokenizer)).to(pick_device())
+    device = pick_device()
+    restart_peak_memory(device)
+    model = build_model(model_config(config, tokenizer)).to(device)
     batches = Batches(
         shards,
         "train",
@@ -110,17 +117,24 @@ def pretrain(
     ):
         on_progress({"note": sentence})
     _prepare_out(config)
-    reporter = _Reporter(config, model, tokenizer, shards, on_progress, on_eval)
-    state = train(
-        model,
-        batches,
-        config.plan,
-        out=config.out,
-        hooks=reporter.hooks,
-        resume=config.resume,
-        flops_per_token=model.config.flops_per_token(config.context_len),
-    )
-    return reporter.finish(state)
+    with Journal(config.out, on_progress) as journal, _trackers(config, journal) as trackers:
+        journal.started(
+            start_facts(model.config, shards, device, config.context_len, micro_batch_tokens)
+        )
+        reporter = _Reporter(config, model, tokenizer, shards, journal, on_eval, trackers)
+        state = train(
+            model,
+            batches,
+            config.plan,
+            out=config.out,
+            hooks=reporter.hooks,
+            resume=config.resume,
+            flops_per_token=model.config.flops_per_token(config.context_len),
+        )
+        result = reporter.finish(state)
+        peak = {"peak_memory_bytes": peak_memory_bytes(device), "dtype": state.dtype}
+        journal.ended(result.status, {**peak, "steps": result.steps, "elapsed_s": result.elapsed_s})
+    return result
 
 
 def model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -167,9 +181,10 @@ class _Reporter:
         shards: Shards,
         on_progress: OnProgress,
         on_eval: OnEval | None,
+        trackers: tuple[Tracker, ...],
     ) -> None:
         self._config, self._model, self._tokenizer = config, model, tokenizer
-        self._on_progress, self._on_eval = on_progress, on_eval
+        self._on_progress, self._on_eval, self._trackers = on_progress, on_eval, trackers
         self._validator: Validator | None = None
         if len(shards.split("val")):
             self._validator = Validator(
@@ -189,6 +204,7 @@ class _Reporter:
             on_progress=self._on_progress,
             evaluate=self._evaluate if evaluates else None,
             sample=self._sample if self._config.prompts else None,
+            trackers=self._trackers,
         )
 
     def finish(self, state: TrainState) -> PretrainResult:
@@ -223,7 +239,7 @@ class _Reporter:
         row = {"step": state.step, "final": True, **numbers, "val_tokens": found.tokens}
         path = self._config.out / "metrics.jsonl"
         if row not in read_metrics(path):  # a finished run that is resumed measures it again
-            with MetricsLog(path) as metrics:
+            with MetricsLog(path, self._trackers) as metrics:
                 metrics.write(row)
         return {**numbers, "val_tokens": found.tokens}
 
@@ -250,10 +266,20 @@ class _Reporter:
                 text = "".join(pieces)
                 samples.write({"step": step, "prompt": prompt, "text": text})
                 if number == 0:
-                    self._note(f"step {step} sample: {json.dumps(prompt + text)[:160]}")
+                    shown = f"step {step} sample: {json.dumps(prompt + text)[:160]}"
+                    self._on_progress({"note": shown, "step": step})
 
     def _note(self, text: str) -> None:
         self._on_progress({"note": text})
+
+
+def _trackers(
+    config: PretrainConfig, journal: Journal
+) -> contextlib.AbstractContextManager[tuple[Tracker, ...]]:
+    settings = read_toml(config.out / "config.toml", PretrainConfig)
+    return opened_trackers(
+        config.trackers, folder=config.out, run_id=journal.run_id, settings=settings
+    )
 
 
 def _read_shape(path: Path) -> ModelConfig:
@@ -268,6 +294,7 @@ def _read_shape(path: Path) -> ModelConfig:
 
 
 def _check_out(config: PretrainConfig) -> None:
+    check_installed(config.trackers)
     if not config.resume:
         check_free(config.out, overwrite=config.overwrite)
     elif find_latest(config.out) is None:
@@ -283,10 +310,11 @@ def _prepare_out(config: PretrainConfig) -> None:
     if latest is not None:
         rewind_rows(config.out / "samples.jsonl", int(latest.name.removeprefix("checkpoint-")))
     else:
-        for path in (*config.out.glob("checkpoint-*"), config.out / "model"):
+        folders = (config.out / "model", config.out / "tensorboard")
+        for path in (*config.out.glob("checkpoint-*"), *folders):
             if path.is_dir():
                 shutil.rmtree(path)
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", "journal.jsonl"):
             (config.out / name).unlink(missing_ok=True)
     again = dataclasses.replace(config, resume=False, overwrite=False)
     save_config(again, config.out / "config.toml")

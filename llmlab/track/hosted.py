@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from llmlab.errors import ConfigError, MissingExtraError
+from llmlab.errors import ConfigError
 from llmlab.track.trackers import numbers
 
 PROJECT = "llmlab"
@@ -28,12 +28,11 @@ class WandbTracker:
         settings: shown beside the run.
 
     Raises:
-        MissingExtraError: wandb is not installed.
         ConfigError: wandb does not start, for want of a login for example.
     """
 
     def __init__(self, folder: Path, run_id: str, settings: Mapping[str, Any]) -> None:
-        wandb = _package("wandb")
+        wandb = import_module("wandb")
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._run = wandb.init(
@@ -66,13 +65,10 @@ class TrackioTracker:
         folder: of the run; its name and the start of the id are the run's name.
         run_id: trackio goes on with the run of that name.
         settings: shown beside the run.
-
-    Raises:
-        MissingExtraError: trackio is not installed.
     """
 
     def __init__(self, folder: Path, run_id: str, settings: Mapping[str, Any]) -> None:
-        trackio = _package("trackio")
+        trackio = import_module("trackio")
         with redirect_stdout(sys.stderr):  # it prints where results belong
             self._run = trackio.init(
                 project=PROJECT,
@@ -90,10 +86,3 @@ class TrackioTracker:
         """Wait until everything is written."""
         with redirect_stdout(sys.stderr):
             self._run.finish()
-
-
-def _package(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(name, name) from error

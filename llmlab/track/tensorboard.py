@@ -8,15 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmlab.errors import MissingExtraError
-from llmlab.track.trackers import numbers
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-try:
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-except ImportError as error:
-    raise MissingExtraError("tensorboard", "tensorboard") from error
+from llmlab.track.trackers import numbers
 
 
 class TensorBoardTracker:

@@ -8,10 +8,11 @@ because its package is an optional extra.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmlab.errors import ConfigError, did_you_mean
+from llmlab.errors import ConfigError, MissingExtraError, did_you_mean
 
 TRACKERS = {
     "tensorboard": "llmlab.track.tensorboard:TensorBoardTracker",
@@ -33,6 +34,20 @@ class Tracker(Protocol):
         ...
 
 
+def check_installed(names: Iterable[str]) -> None:
+    """Refuse trackers whose package is missing, before anything is begun.
+
+    Raises:
+        ConfigError: no such tracker.
+        MissingExtraError: its package, which has the tracker's name, is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"no tracker {name!r}{did_you_mean(name, TRACKERS)}")
+        if find_spec(name) is None:
+            raise MissingExtraError(name, name)
+
+
 @contextmanager
 def opened_trackers(
     names: Iterable[str], *, folder: Path, run_id: str, settings: Mapping[str, Any]
@@ -52,6 +67,7 @@ def opened_trackers(
     with ExitStack() as stack:
         trackers = []
         for name in names:
+            check_installed([name])
             tracker = _class(name)(folder, run_id, settings)
             stack.callback(tracker.close)
             trackers.append(tracker)
@@ -68,7 +84,5 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _class(name: str) -> Any:
-    if name not in TRACKERS:
-        raise ConfigError(f"no tracker {name!r}{did_you_mean(name, TRACKERS)}")
     module, _, attribute = TRACKERS[name].partition(":")
     return getattr(import_module(module), attribute)

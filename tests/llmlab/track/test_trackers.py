@@ -81,10 +81,9 @@ def test_trackio_keeps_its_database_here(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_missing_package_is_named_with_its_extra(name, tmp_path, monkeypatch):
-    for module in [*sys.modules]:
-        if module.split(".")[0] == name or module == f"llmlab.track.{name}":
-            monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "meta_path", sys.meta_path[-1:])  # not what editable installs add
     with pytest.raises(MissingExtraError, match=rf"pip install 'llmlab\[{name}\]'"):
         write(tmp_path, name)
 
