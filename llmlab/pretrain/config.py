@@ -115,6 +115,12 @@ class PretrainConfig:
     seed: int = 0
     """Seed of the weights, of the order of the data and of the samples."""
 
+    tensorboard: bool = False
+    """Write the rows of metrics.jsonl as TensorBoard files too, into out/tensorboard."""
+
+    log: tuple[Literal["wandb", "trackio"], ...] = ()
+    """Hand the rows of metrics.jsonl to these services too; unset, nothing leaves the machine."""
+
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto uses it when the run is expected to take over two minutes."""
 
@@ -128,12 +134,6 @@ class PretrainConfig:
             ConfigError: names the field, its value and a value that works.
         """
         for name in ("context_len", "batch_tokens", "accumulation", "eval_tokens",
-    tensorboard: bool = False
-    """Write the rows of metrics.jsonl as TensorBoard files too, into out/tensorboard."""
-
-    log: tuple[Literal["wandb", "trackio"], ...] = ()
-    """Hand the rows of metrics.jsonl to these services too; unset, nothing leaves the machine."""
-
                      "final_eval_tokens", "sample_tokens"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
@@ -166,6 +166,11 @@ class PretrainConfig:
         return self.batch_tokens // (self.context_len * self.accumulation)
 
     @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers asked for."""
+        return (*(("tensorboard",) if self.tensorboard else ()), *self.log)
+
+    @property
     def plan(self) -> TrainingPlan:
         """The plan of the training loop.
 
@@ -178,11 +183,6 @@ class PretrainConfig:
             max_tokens=self.max_tokens,
             learning_rate=self.learning_rate,
             min_lr_fraction=self.min_lr_fraction,
-    @property
-    def trackers(self) -> tuple[str, ...]:
-        """Names of the trackers asked for."""
-        return (*(("tensorboard",) if self.tensorboard else ()), *self.log)
-
             warmup_steps=self.warmup_steps,
             weight_decay=self.weight_decay,
             betas=self.betas,
