@@ -1,19 +1,22 @@
-"""`llmlab import gguf`: show the progress, name what came out."""
+"""`llmlab import` and `llmlab import gguf`: show the progress, name what came out."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmlab.model.folder import load_config
-from llmlab.model.gguf_config import ImportGgufConfig
 from llmlab.model.gguf_import import import_gguf
+from llmlab.model.hf_import import import_hf
+from llmlab.model.import_config import ImportConfig, ImportGgufConfig
+from llmlab.model.weights import stored_dtype
 from llmlab.track import Progress
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What `import gguf` made."""
+    """What an import made."""
 
+    source: str
     architecture: str
     num_parameters: int
     dtype: str
@@ -21,10 +24,23 @@ class Imported:
 
     def __str__(self) -> str:
         size = f"{self.num_parameters / 1e6:.1f}M parameters"
-        return f"imported {self.architecture}, {size}, {self.dtype}\n{self.out}"
+        return f"imported {self.architecture}, {size}, {self.dtype}\nfrom {self.source}\n{self.out}"
 
 
-def run(config: ImportGgufConfig) -> Imported:
+def folder(config: ImportConfig) -> Imported:
+    """Import a Hugging Face model into a model folder."""
+    source = import_hf(
+        config.source,
+        config.out,
+        dtype=config.dtype,
+        revision=config.revision,
+        overwrite=config.overwrite,
+    )
+    name = f"{config.source} at {source.name}" if config.source.startswith("hf:") else config.source
+    return _imported(name, config.out)
+
+
+def gguf(config: ImportGgufConfig) -> Imported:
     """Import a GGUF file into a model folder."""
     progress = Progress(sys.stderr, "import")
     out = import_gguf(
@@ -35,5 +51,10 @@ def run(config: ImportGgufConfig) -> Imported:
         on_progress=progress,
     )
     progress.close()
-    shape = load_config(out)
-    return Imported(shape.architecture, shape.num_parameters, config.dtype, out)
+    return _imported(str(config.file), out)
+
+
+def _imported(source: str, out: Path) -> Imported:
+    config = load_config(out)
+    dtype = str(stored_dtype(out)).removeprefix("torch.")
+    return Imported(source, config.architecture, config.num_parameters, dtype, out)

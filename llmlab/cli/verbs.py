@@ -73,9 +73,14 @@ VERBS: dict[str, Verb] = {
         "llmlab.cli.export:gguf",
         "write a model folder as a GGUF file, for llama.cpp",
     ),
+    "import": Verb(
+        "llmlab.model.import_config:ImportConfig",
+        "llmlab.cli.imports:folder",
+        "turn a Hugging Face folder or hf:OWNER/NAME into a model folder",
+    ),
     "import gguf": Verb(
-        "llmlab.model.gguf_config:ImportGgufConfig",
-        "llmlab.cli.gguf:run",
+        "llmlab.model.import_config:ImportGgufConfig",
+        "llmlab.cli.imports:gguf",
         "turn a GGUF file into a model folder",
     ),
     "serve": Verb(

@@ -94,6 +94,12 @@ def _check(config: ModelConfig, name: str) -> None:
             "hidden_act='gelu' is GELU itself, and llama.cpp computes GPT-2 with its tanh form; "
             "train with hidden_act='gelu_new'"
         )
+    width = config.num_attention_heads * config.head_dim
+    if name == "qwen2" and width != config.hidden_size:
+        raise ModelError(
+            f"num_attention_heads x head_dim = {width} is not hidden_size={config.hidden_size}, "
+            "which llama.cpp wants of Qwen2; use Qwen3 or Llama for such heads"
+        )
     scaling = config.rope_scaling
     kind = scaling.rope_type if scaling else "linear"
     if kind not in ("linear", "llama3"):

@@ -22,12 +22,13 @@ from llmlab.errors import ModelError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_DTYPES = {
-    torch.float64: "F64",
+FLOATS = {
     torch.float32: "F32",
-    torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.float16: "F16",
 }
+"""The dtypes that are written, widest first, and safetensors' names of them."""
+
 _MAPPED_BYTES = 64 << 20  # the pages of a mapped file stay in memory until the mapping is let go
 
 
@@ -91,7 +92,7 @@ def write_tensors(
     for name in names:
         start, end = end, end + num_bytes(weights[name], dtype)
         header[name] = {
-            "dtype": _DTYPES[dtype or weights[name].dtype],
+            "dtype": FLOATS[dtype or weights[name].dtype],
             "shape": list(weights[name].shape),
             "data_offsets": [start, end],
         }

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from llmlab.errors import ModelError
 from llmlab.model.config import ModelConfig
+from llmlab.model.expert_names import joined_experts, parted_experts
 from llmlab.model.language_model import LanguageModel
 from llmlab.model.safetensors_files import (
+    FLOATS,
     INDEX,
     SINGLE,
     StoredTensor,
@@ -41,11 +43,12 @@ def load_weights(model: LanguageModel, folder: Path | str) -> None:
     Raises:
         ModelError: no weights, a broken file, or tensors missing, unknown or of another shape.
     """
-    wanted = model.state_dict()
+    state = model.state_dict()
+    wanted = parted_experts(state)
     found = read_tensors(model_tensors(folder, model.config, wanted))
     if any(tensor.is_meta for tensor in wanted.values()):
         tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in found}
-        model.load_state_dict(tensors, strict=True, assign=True)
+        model.load_state_dict(joined_experts(tensors, state), strict=True, assign=True)
         return
     with torch.no_grad():
         for name, tensor in found:
@@ -60,7 +63,7 @@ def model_tensors(
     Args:
         folder: holds the safetensors.
         config: of the model.
-        wanted: the model's `state_dict()`, of which only names and shapes are used.
+        wanted: the model's `parted_experts(state_dict())`; only names and shapes are used.
 
     Returns:
         Where each tensor lies, in the order of `wanted`.
@@ -80,6 +83,22 @@ def model_tensors(
     if _HEAD in found and _HEAD not in wanted:
         _check_tied(folder, found, config)
     return {name: found[name] for name in wanted}
+
+
+def stored_dtype(folder: Path | str) -> torch.dtype:
+    """Return the widest dtype of the numbers in a model folder.
+
+    Raises:
+        ModelError: no weights, a broken file, or no numbers of a dtype that is read.
+    """
+    found = {tensor.dtype for tensor in stored_tensors(Path(folder)).values()}
+    known = [dtype for dtype, name in FLOATS.items() if name in found]
+    if not known:
+        raise ModelError(
+            f"{folder} stores its weights as {', '.join(sorted(found))}; those read are "
+            f"{', '.join(FLOATS.values())}"
+        )
+    return known[0]
 
 
 def save_weights(

@@ -85,9 +85,22 @@ def read_folder(
         pipeline = _pipeline(_read_json(file))
     except TokenizerError as error:
         raise TokenizerError(f"{folder}: {error}") from error
+    names, chat_template, _ = read_settings(folder)
+    return pipeline, names, chat_template
+
+
+def read_settings(folder: Path) -> tuple[dict[str, str], str | None, dict[str, Any]]:
+    """Read what stands beside the vocabulary.
+
+    Returns:
+        Role to token, the chat template, and the content of tokenizer_config.json.
+
+    Raises:
+        TokenizerError: a file is damaged.
+    """
     config = _read_optional_json(folder / "tokenizer_config.json")
     names = _names(_read_optional_json(folder / "special_tokens_map.json")) | _names(config)
-    return pipeline, names, _chat_template(folder, config)
+    return names, _chat_template(folder, config), config
 
 
 def _pipeline(content: dict[str, Any]) -> Pipeline | ForeignPipeline:
