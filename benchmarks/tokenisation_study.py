@@ -155,7 +155,7 @@ class Study:
             PRESET, vocab_size=tokenizer.vocab_size, max_position_embeddings=CONTEXT_LEN
         )
         config = PretrainConfig(
-            data=shards,
+            data=(str(shards),),
             out=shards.parent / "run",
             overwrite=True,
             preset=PRESET,

@@ -180,12 +180,14 @@ def val_batches(
         padding = rows * context_len - len(ids)
         inputs = np.concatenate([[before], ids[:-1], np.full(padding, eos)])
         labels = np.concatenate([ids, np.full(padding, IGNORED)])
+        begins = inputs == eos
+        begins[len(ids) + 1 :] = False  # padding counts as one document
+        numbers = begins.reshape(rows, context_len).cumsum(1, dtype=np.int32)  # (B, T)
         before = ids[-1]
-        input_ids = torch.from_numpy(inputs.reshape(rows, context_len))  # (B, T)
         yield Batch(
-            input_ids,
+            torch.from_numpy(inputs.reshape(rows, context_len)),  # (B, T)
             torch.from_numpy(labels.reshape(rows, context_len)),  # (B, T)
-            (input_ids == eos).cumsum(1, dtype=torch.int32) if document_ids else None,  # (B, T)
+            torch.from_numpy(numbers) if document_ids else None,
         )
 
 

@@ -137,11 +137,12 @@ class Windows:
             if document_ids is not None:
                 document_ids[at:end] = number
             at = end
+        if document_ids is not None:  # inside a piece, eos begins the next document
+            document_ids[at:] = len(pieces)
+            document_ids[:at] += np.cumsum(input_ids[:at] == self._eos, dtype=np.int32)
+            document_ids[at:] += document_ids[at - 1]
         input_ids[at:] = self._eos
         labels[at:] = IGNORED
-        if document_ids is not None:
-            document_ids[at:] = len(pieces)
-            document_ids += np.cumsum(input_ids == self._eos, dtype=np.int32)
 
     def _draw_permutation(self, epoch: int) -> Permutation:
         return Permutation(self.num_windows, self._seed, epoch, _ORDER)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llmlab.data.config import Packing
 from llmlab.errors import ConfigError
 from llmlab.training.plan import TrainingPlan
 
@@ -25,8 +26,9 @@ from llmlab.training.plan import TrainingPlan
 class PretrainConfig:
     """Train a model from scratch on shards; set at least one of the three budgets."""
 
-    data: Path
-    """Shards folder, from `llmlab data pack`."""
+    data: tuple[str, ...]
+    """Shards folders, from `llmlab data pack`; or sources of text, as that verb takes them, which
+    are packed into `out/shards` first (set tokenizer)."""
 
     out: Path
     """Folder of the run; the model folder is `out/model`."""
@@ -47,7 +49,18 @@ class PretrainConfig:
     """A config.json, or a folder with one, instead of preset and arch."""
 
     tokenizer: Path | None = None
-    """Tokenizer folder the shards must come from; unset accepts what they were packed with."""
+    """Tokenizer folder that sources of text are packed with, or that shards must come from; unset
+    accepts what they were packed with."""
+
+    weights: tuple[float, ...] = ()
+    """Share of the windows from each shards folder, in any unit; none goes by their sizes."""
+
+    packing: Packing = "stream"
+    """stream cuts windows from the text end to end; best-fit places documents whole, with some
+    padding."""
+
+    document_mask: bool = False
+    """Keep attention inside documents."""
 
     max_steps: int | None = None
     """Budget in optimizer steps."""

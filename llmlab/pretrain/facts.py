@@ -1,6 +1,7 @@
 """What a run is about to do and what it took, as plain values for its journal."""
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def start_facts(
-    model: ModelConfig, shards: Shards, device: torch.device, context_len: int, tokens: int
+    model: ModelConfig, shards: list[Shards], device: torch.device, context_len: int, tokens: int
 ) -> dict[str, Any]:
     """Return the sizes of model and data, and the machine.
 
     Args:
         model: its shape.
-        shards: the data.
+        shards: the data, a folder a source.
         device: where it trains.
         context_len: tokens in a window, T.
         tokens: tokens in a micro-batch, B x T.
@@ -37,8 +38,8 @@ def start_facts(
         "flops_per_token": model.flops_per_token(context_len),
         "kv_bytes_per_token": model.kv_bytes_per_token(),
         "memory_estimate_bytes": memory_bytes(model, tokens=tokens),
-        "train_tokens": len(shards.split("train")),
-        "val_tokens": len(shards.split("val")),
+        "train_tokens": sum(len(one.split("train")) for one in shards),
+        "val_tokens": sum(len(one.split("val")) for one in shards),
     }
 
 

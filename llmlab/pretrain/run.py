@@ -24,13 +24,14 @@ from typing import Any, Literal
 import torch
 
 from llmlab.config import read_toml, save_config
-from llmlab.data import Batches, Shards
+from llmlab.data import Batches
 from llmlab.errors import ConfigError, ModelError
 from llmlab.hardware import pick_device
 from llmlab.model import ModelConfig, build_model, generate, load_config, save_model
 from llmlab.model.language_model import LanguageModel
 from llmlab.outputs import check_free
 from llmlab.pretrain.config import PretrainConfig
+from llmlab.pretrain.corpus import Corpus
 from llmlab.pretrain.facts import peak_memory_bytes, restart_peak_memory, start_facts
 from llmlab.pretrain.journal import Journal
 from llmlab.pretrain.outlook import outlook
@@ -97,20 +98,12 @@ def pretrain(
         OutputError: `out` is taken, or the disk is full.
     """
     _check_out(config)
-    fingerprint = Tokenizer.load(config.tokenizer).fingerprint if config.tokenizer else None
-    shards = Shards(config.data, fingerprint)
-    tokenizer = Tokenizer.load(shards.tokenizer)
+    corpus = Corpus(config, on_progress)
+    batches = corpus.batches()
     torch.manual_seed(config.seed)
     device = pick_device()
     restart_peak_memory(device)
-    model = build_model(model_config(config, tokenizer)).to(device)
-    batches = Batches(
-        shards,
-        "train",
-        batch_size=config.batch_size,
-        context_len=config.context_len,
-        seed=config.seed,
-    )
+    model = build_model(model_config(config, corpus.tokenizer)).to(device)
     micro_batch_tokens = config.batch_size * config.context_len
     for sentence in outlook(
         model.config, context_len=config.context_len, tokens=micro_batch_tokens
@@ -119,9 +112,9 @@ def pretrain(
     _prepare_out(config)
     with Journal(config.out, on_progress) as journal, _trackers(config, journal) as trackers:
         journal.started(
-            start_facts(model.config, shards, device, config.context_len, micro_batch_tokens)
+            start_facts(model.config, corpus.shards, device, config.context_len, micro_batch_tokens)
         )
-        reporter = _Reporter(config, model, tokenizer, shards, journal, on_eval, trackers)
+        reporter = _Reporter(config, model, corpus, batches, journal, on_eval, trackers)
         state = train(
             model,
             batches,
@@ -177,29 +170,31 @@ class _Reporter:
         self,
         config: PretrainConfig,
         model: LanguageModel,
-        tokenizer: Tokenizer,
-        shards: Shards,
+        corpus: Corpus,
+        batches: Batches,
         on_progress: OnProgress,
         on_eval: OnEval | None,
         trackers: tuple[Tracker, ...],
     ) -> None:
-        self._config, self._model, self._tokenizer = config, model, tokenizer
+        self._config, self._model, self._tokenizer = config, model, corpus.tokenizer
+        self._corpus, self._batches = corpus, batches
         self._on_progress, self._on_eval, self._trackers = on_progress, on_eval, trackers
-        self._validator: Validator | None = None
-        if len(shards.split("val")):
-            self._validator = Validator(
-                shards,
-                tokenizer,
-                batch_size=config.batch_size,
-                context_len=config.context_len,
-            )
-        else:
-            self._note(f"{shards.folder} holds out no documents: there will be no validation")
+        self._validator = Validator(
+            list(zip(corpus.names, corpus.shards, strict=True)),
+            batches.shares,
+            corpus.tokenizer,
+            batch_size=config.batch_size,
+            context_len=config.context_len,
+            document_ids=config.document_mask,
+        )
+        if not self._validator:
+            folders = ", ".join(str(shards.folder) for shards in corpus.shards)
+            self._note(f"{folders} holds out no documents: there will be no validation")
 
     @property
     def hooks(self) -> Hooks:
         """The hooks of the training loop."""
-        evaluates = self._validator is not None or self._on_eval is not None
+        evaluates = bool(self._validator) or self._on_eval is not None
         return Hooks(
             on_progress=self._on_progress,
             evaluate=self._evaluate if evaluates else None,
@@ -230,13 +225,14 @@ class _Reporter:
         return dataclasses.replace(result, model=folder, **self._final_validation(state))
 
     def _final_validation(self, state: TrainState) -> dict[str, Any]:
-        if self._validator is None:
+        if not self._validator:
             return {}
         device = next(self._model.parameters()).device
         with torch.no_grad(), autocast(device, state.dtype):
             found = self._validator.measure(self._model, self._config.final_eval_tokens)
         numbers = {"val_loss": found.val_loss, "bits_per_byte": found.bits_per_byte}
-        row = {"step": state.step, "final": True, **numbers, "val_tokens": found.tokens}
+        row = {"step": state.step, "final": True, **found.row, "val_tokens": found.tokens}
+        row |= self._corpus.epochs(self._batches)
         path = self._config.out / "metrics.jsonl"
         if row not in read_metrics(path):  # a finished run that is resumed measures it again
             with MetricsLog(path, self._trackers) as metrics:
@@ -245,9 +241,9 @@ class _Reporter:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         row: dict[str, float] = {}
-        if self._validator is not None:
-            found = self._validator.measure(self._model, self._config.eval_tokens)
-            row = {"val_loss": found.val_loss, "bits_per_byte": found.bits_per_byte}
+        if self._validator:
+            row = self._validator.measure(self._model, self._config.eval_tokens).row
+        row |= self._corpus.epochs(self._batches)
         if self._on_eval is not None:
             row.update(self._on_eval(self._model, self._tokenizer, step))
         return row

@@ -68,7 +68,7 @@ def pretrain_model(config: QuickstartConfig, journal: Journal) -> None:
     with journal.stage(f"pretrain for {config.minutes:g} min") as stage:
         result = pretrain(
             PretrainConfig(
-                data=config.out / "shards",
+                data=(str(config.out / "shards"),),
                 out=config.out / "pretrain",
                 max_seconds=60 * config.minutes,
                 eval_every=100,

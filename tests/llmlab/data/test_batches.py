@@ -150,6 +150,8 @@ def test_best_fit_scores_every_token_once_an_epoch_from_its_document_only(shards
         scored.update(labels[real].tolist())
         padding += int((~real).sum())
         assert (np.diff(numbers) >= 0).all()
+        assert len(set(numbers[~real])) == (not real.all())
+        assert not set(numbers[~real]) & set(numbers[real])
         assert (inputs[~real] == eos).all()
         # within a document each input is the label before it, and only the start of one is eos
         inside = (np.diff(numbers) == 0) & real[1:]
@@ -199,6 +201,7 @@ def test_validation_scores_every_token_exactly_once(
         seen_inputs.append(inputs[scored])
         seen_labels.append(labels[scored])
         starts = inputs[:, 1:] == shards.eos_token_id
+        starts &= scored[:, 1:] | scored[:, :-1]  # padding is one document
         assert torch.equal(torch.diff(numbers, dim=1), starts.int())
     assert np.array_equal(torch.cat(seen_labels).numpy(), stream)
     assert np.array_equal(torch.cat(seen_inputs).numpy(), before)

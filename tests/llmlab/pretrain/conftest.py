@@ -63,7 +63,7 @@ def shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(shards: Path, shape: Path, tmp_path: Path) -> PretrainConfig:
     return PretrainConfig(
-        data=shards,
+        data=(str(shards),),
         out=tmp_path / "run",
         model_config=shape,
         max_steps=10,

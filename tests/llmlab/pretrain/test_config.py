@@ -5,7 +5,7 @@ import pytest
 from llmlab.errors import ConfigError
 from llmlab.pretrain import PretrainConfig
 
-FOLDERS = {"data": Path("shards"), "out": Path("run")}
+FOLDERS = {"data": ("shards",), "out": Path("run")}
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_validation_scores_exactly_the_first_tokens(config, shards):
     torch.manual_seed(0)
     model = build_model(model_config(config, tokenizer)).eval()
     opened = Shards(shards)
-    validator = Validator(opened, tokenizer, batch_size=3, context_len=CONTEXT)
+    validator = Validator([("a", opened)], [1.0], tokenizer, batch_size=3, context_len=CONTEXT)
     ids = torch.from_numpy(opened.split("val")[:].astype("int64"))
     for count in (1, CONTEXT, 3 * CONTEXT, 3 * CONTEXT + 7, 777):
         inputs = torch.cat([torch.tensor([opened.eos_token_id]), ids[: count - 1]])
@@ -160,7 +160,9 @@ def test_data_without_a_validation_split(config, corpus, shards, tmp_path):
         )
     )
     notes = []
-    result = pretrain(dataclasses.replace(config, data=tmp_path / "all"), on_progress=notes.append)
+    result = pretrain(
+        dataclasses.replace(config, data=(str(tmp_path / "all"),)), on_progress=notes.append
+    )
     assert (result.val_loss, result.bits_per_byte, result.val_tokens) == (None, None, 0)
     assert any("holds out no documents" in row.get("note", "") for row in notes)
 
