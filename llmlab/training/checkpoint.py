@@ -53,6 +53,9 @@ class Position:
     compiled: bool = False
     """Whether torch.compile was on."""
 
+    spikes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """State of the guard against loss spikes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:

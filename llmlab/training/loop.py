@@ -26,6 +26,7 @@ from llmlab.hardware import gemm_flops_per_s, pick_dtype
 from llmlab.model.language_model import LanguageModel
 from llmlab.track import MetricsLog
 from llmlab.track.progress import format_row
+from llmlab.training.averaging import averaged, keep_average, use_average
 from llmlab.training.checkpoint import (
     Checkpoint,
     Position,
@@ -40,7 +41,8 @@ from llmlab.training.interrupt import caught_interrupts
 from llmlab.training.optimizer import build_optimizer, trainable_parameters
 from llmlab.training.plan import TrainingPlan
 from llmlab.training.schedule import learning_rate, progress
-from llmlab.training.step import add_gradient, autocast, clip_gradient
+from llmlab.training.spikes import SpikeGuard
+from llmlab.training.step import add_gradient, autocast, clip_gradient, first_not_finite
 
 
 def train(
@@ -102,6 +104,9 @@ class _Run:
         self.model, self.batches, self.plan, self.out, self.hooks = model, batches, plan, out, hooks
         self.loss_sum: LossSum = model.loss_sum
         self.optimizer = build_optimizer(model, plan)
+        if plan.ema_decay:
+            keep_average(self.optimizer, plan.ema_decay)
+        self.guard = SpikeGuard()
         self.device = next(model.parameters()).device
         self.flops_per_token, self.flops_per_s = flops_per_token, 0.0
         self.position = Position()
@@ -130,6 +135,7 @@ class _Run:
         checkpoint.restore(self.model, self.optimizer)
         self.batches.load_state_dict(checkpoint.batches)
         self.position = checkpoint.position
+        self.guard = SpikeGuard.from_state(self.position.spikes)
         self.clock_offset = self.position.elapsed_s
         self.evaluated = self.sampled = self.position.step
         self.saved = checkpoint.folder
@@ -206,7 +212,9 @@ class _Run:
         rate = learning_rate(self.plan, step=number, progress=used)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        if not self._left_out(number, grad_norm):
+            with autocast(self.device, self.position.dtype):  # for muon's matrix products
+                self.optimizer.step()
         self.optimizer.zero_grad()
         per_s = (tokens - self.position.tokens) / (time.monotonic() - start)
         self.position = dataclasses.replace(
@@ -227,10 +235,22 @@ class _Run:
             raise DataError(f"step {number}: {error}") from error
         except ModelError as error:
             good = f"the last good state is {self.saved}" if self.saved else "nothing was saved yet"
+            first = first_not_finite(
+                self.model, micro_batches, device=self.device, dtype=self.position.dtype
+            )
             raise ModelError(
-                f"step {number}: {error}; stopped before the update, {good}. Lower learning_rate="
-                f"{self.plan.learning_rate} or raise warmup_steps={self.plan.warmup_steps}"
+                f"step {number}: {error}{first}; stopped before the update, {good}. Lower "
+                f"learning_rate={self.plan.learning_rate} or raise warmup_steps="
+                f"{self.plan.warmup_steps}"
             ) from error
+
+    def _left_out(self, number: int, grad_norm: float) -> bool:
+        """Note a spike; tell whether the update is to be left out for it."""
+        spike = self.guard.check(self.loss, grad_norm)
+        if spike:
+            outcome = "the update is left out" if self.plan.skip_spikes else "going on"
+            self._note(f"step {number}: {spike}; {outcome}")
+        return spike is not None and self.plan.skip_spikes
 
     def _log(self, metrics: MetricsLog, rate: float, grad_norm: float, per_s: float) -> None:
         at = self.position
@@ -244,6 +264,8 @@ class _Run:
         }
         if self.flops_per_s:
             row["mfu"] = per_s * self.flops_per_token / self.flops_per_s
+        if self.guard.spikes:
+            row["spikes"] = self.guard.spikes
         metrics.write({**row, "elapsed_s": at.elapsed_s})
         used = self._used()
         steps = f"{at.step}/{self.plan.max_steps}" if self.plan.max_steps else at.step
@@ -275,7 +297,9 @@ class _Run:
 
     def end(self, status: Literal["finished", "interrupted"]) -> TrainState:
         """Save what is not saved yet, and say how it ended."""
-        at = self.position
+        at, checkpoint = self.position, self._save()
+        if status == "finished" and self.plan.ema_decay:
+            use_average(self.optimizer)
         return TrainState(
             status=status,
             step=at.step,
@@ -283,12 +307,14 @@ class _Run:
             elapsed_s=self._elapsed_s(),
             loss=self.loss,
             dtype=at.dtype,
-            checkpoint=self._save(),
+            checkpoint=checkpoint,
         )
 
     def _save(self) -> Path:
         if self.saved is None or self.saved.name != f"checkpoint-{self.position.step}":
-            self.position = dataclasses.replace(self.position, elapsed_s=self._elapsed_s())
+            self.position = dataclasses.replace(
+                self.position, elapsed_s=self._elapsed_s(), spikes=self.guard.state_dict()
+            )
             self.saved = save_checkpoint(
                 self.out,
                 model=self.model,
@@ -302,8 +328,9 @@ class _Run:
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
         self.model.eval()
+        average = averaged(self.optimizer) if self.plan.ema_decay else contextlib.nullcontext()
         try:
-            with torch.no_grad(), self._unchanged_generators():
+            with torch.no_grad(), self._unchanged_generators(), average:
                 yield
         finally:
             self.model.train()

@@ -1,6 +1,7 @@
 """One gradient: accumulated over micro-batches, normalised by the tokens scored, checked, clipped.
 
-Not here: the update and the learning rate (loop.py, schedule.py).
+Not here: the update and the learning rate (loop.py, schedule.py), gradients that are finite but
+far too large (spikes.py).
 """
 
 import contextlib
@@ -9,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llmlab.data.batch import IGNORED, Batch
 from llmlab.errors import DataError, ModelError
+from llmlab.model.language_model import LanguageModel
 from llmlab.training.compilation import LossSum
 
 
@@ -86,8 +89,53 @@ def clip_gradient(parameters: Mapping[str, nn.Parameter], loss: float, grad_clip
     return float(norm)
 
 
+def first_not_finite(
+    model: LanguageModel, micro_batches: Sequence[Batch], *, device: torch.device, dtype: str
+) -> str:
+    """Say where numbers that are not finite begin, by going through the model once more.
+
+    Args:
+        model: all ranks call this together; each sees its own share of a sharded weight.
+        micro_batches: of the step at hand, each (B, T).
+        device: where the model is.
+        dtype: compute dtype.
+
+    Returns:
+        A part of a sentence: the first weight that is not finite, else the first layer whose
+        output is not; empty when all are.
+    """
+    weights = [name for name, p in model.named_parameters() if not _local(p).isfinite().all()]
+    outputs: list[str] = []
+
+    def look(name: str, output: object) -> None:
+        tensors = output if isinstance(output, tuple) else (output,)
+        if any(isinstance(t, Tensor) and not t.isfinite().all() for t in tensors):
+            outputs.append(name)
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: look(name, output))
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        with torch.no_grad(), autocast(device, dtype):
+            for batch in micro_batches:
+                model.loss_sum(*batch.to(device).arguments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if weights:
+        return f", and so is the weight {weights[0]}"
+    return f", first in the output of {outputs[0]}" if outputs else ""
+
+
 def _not_finite(parameters: Mapping[str, nn.Parameter]) -> str:
     for name, parameter in parameters.items():
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
+        if parameter.grad is not None and not _local(parameter.grad).isfinite().all():
             return name
     return "all parameters together"
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's share of a tensor; looking at it needs no other rank."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -149,7 +149,7 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path):
     with pytest.raises(ModelError) as caught:
         train(model, batches, plan, out=tmp_path)
     message = str(caught.value)
-    assert "step 4: the loss is nan; stopped before the update" in message
+    assert "step 4: the loss is nan, and so is the weight model.norm.weight; stopped" in message
     assert "checkpoint-2" in message
     assert "Lower learning_rate=0.001" in message
     for name, parameter in model.named_parameters():
