@@ -159,6 +159,66 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
+class Spiky(SmallBatches):
+    """Batch 40 is nothing like the others."""
+
+    def row(self, index: int) -> torch.Tensor:
+        row = super().row(index)
+        return row.flip(0) if index // self.batch_size == 39 else row
+
+
+def test_the_update_of_a_spike_is_left_out_and_a_resumed_run_agrees(tmp_path):
+    plan = dataclasses.replace(
+        PLAN, max_steps=45, learning_rate=1e-2, skip_spikes=True, optimizer="muon"
+    )
+    notes = []
+    hooks = Hooks(on_progress=notes.append)
+    whole = train(small_model(), Spiky(), plan, out=tmp_path / "whole", hooks=hooks)
+    spikes = [row["note"] for row in notes if "standard deviations" in row.get("note", "")]
+    assert len(spikes) == 1
+    assert spikes[0].startswith("step 40: gradient norm ")
+    assert spikes[0].endswith("; the update is left out")
+    rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [row["step"] for row in rows if row.get("spikes") == 1] == list(range(40, 46))
+    # AdamW, for the embedding, counts the updates it made
+    adam = list(load_checkpoint(whole.checkpoint).optimizer["state"].values())
+    assert {float(entry["step"]) for entry in adam if "step" in entry} == {44.0}
+
+    class Stop(Exception):
+        pass
+
+    def stop(step: int) -> dict[str, float]:
+        raise Stop
+
+    cut = dataclasses.replace(plan, checkpoint_every=38, eval_every=39)
+    with pytest.raises(Stop):
+        train(small_model(), Spiky(), cut, out=tmp_path / "two", hooks=Hooks(evaluate=stop))
+    again = train(small_model(seed=3), Spiky(), plan, out=tmp_path / "two", resume=True)
+    one, two = state_of(whole.checkpoint), state_of(again.checkpoint)
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+    positions = [load_checkpoint(state.checkpoint).position.spikes for state in (whole, again)]
+    assert positions[0] == positions[1]
+
+
+def test_a_spike_is_noted_when_none_is_left_out(tmp_path):
+    notes = []
+    plan = dataclasses.replace(PLAN, max_steps=41, learning_rate=1e-2)
+    train(small_model(), Spiky(), plan, out=tmp_path, hooks=Hooks(on_progress=notes.append))
+    assert any(
+        "step 40: gradient norm" in n.get("note", "") and "going on" in n["note"] for n in notes
+    )
+
+
+def test_a_layer_that_breaks_is_named(tmp_path):
+    model = small_model()
+    model.get_submodule("model.layers.1.mlp").register_forward_hook(
+        lambda _, __, output: output * torch.inf
+    )
+    with pytest.raises(ModelError, match=r"first in the output of model\.layers\.1\.mlp; stopped"):
+        train(model, SmallBatches(), PLAN, out=tmp_path)
+
+
 def test_a_step_without_scored_labels_names_itself(tmp_path):
     class Unscored(SmallBatches):
         def next(self):
