@@ -2,23 +2,25 @@
 
 Each document is tokenized, ends with eos, and goes to `val` when a hash of its text says so:
 the choice depends on nothing else, and copies of a text stay on one side. When the hash leaves a
-side empty (few documents), the end of the longest document is held out instead.
+side empty (few documents), the end of the longest document is held out instead, and copies of it
+lose theirs. What the sides still share is measured (contamination.py) and written into meta.json.
 Not here: reading sources (documents.py), the files (shards.py).
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmlab.data.config import PackConfig
+from llmlab.data.contamination import Overlap, find_overlap, ngram_tokens
 from llmlab.data.documents import iter_documents
 from llmlab.data.encoding import encode_documents
-from llmlab.data.shards import FORMAT_VERSION, SplitWriter, token_dtype
+from llmlab.data.shards import FORMAT_VERSION, SplitWriter, open_split, token_dtype
 from llmlab.errors import ConfigError, DataError
 from llmlab.outputs import check_free, whole_folder
 from llmlab.tokenizers import Tokenizer
@@ -46,6 +48,9 @@ class PackResult:
 
     bytes_per_token: float
     """UTF-8 bytes a token."""
+
+    overlap: Overlap
+    """What the validation split shares with the training split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,8 @@ def pack(config: PackConfig, on_progress: OnProgress = silent) -> PackResult:
         if config.val_fraction and not all(s["documents"] for s in meta["splits"].values()):
             on_progress({"note": "few documents: the end of the longest one is held out"})
             meta = run.write(tail_of=run.longest)
+        overlap = run.overlap(meta)
+        meta["overlap"] = asdict(overlap)
         tokenizer.save(folder / "tokenizer")
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     train, val = meta["splits"]["train"], meta["splits"]["val"]
@@ -108,6 +115,7 @@ def pack(config: PackConfig, on_progress: OnProgress = silent) -> PackResult:
         val_tokens=val["tokens"],
         num_bytes=num_bytes,
         bytes_per_token=num_bytes / (train["tokens"] + val["tokens"]),
+        overlap=overlap,
     )
 
 
@@ -158,7 +166,7 @@ class _Run:
         self._folder = folder
         self._on_progress = on_progress
         self._sources: list[_Source] = []
-        self._longest_bytes = -1
+        self._longest_bytes, self._longest_digest = -1, b""
         self.longest = 0
 
     def write(self, tail_of: int | None) -> dict[str, Any]:
@@ -189,6 +197,22 @@ class _Run:
             "sources": [source.row() for source in self._sources],
         }
 
+    def overlap(self, meta: dict[str, Any]) -> Overlap:
+        """Compare the two splits just written; warn of what they share."""
+        train, val = (open_split(self._folder, name, meta) for name in ("train", "val"))
+        num_bytes = sum(split["bytes"] for split in meta["splits"].values())
+        found = find_overlap(
+            train,
+            val,
+            np.load(self._folder / "val-docs.npy"),
+            ngram=ngram_tokens(num_bytes / (len(train) + len(val))),
+        )
+        if found.documents_mostly_found:
+            self._on_progress({"note": f"warning: {found}; the validation loss will look too good"})
+        elif found.blocks_found:
+            self._on_progress({"note": str(found)})
+        return found
+
     def _parts(self, tail_of: int | None) -> Iterator[_Part]:
         fraction = self._config.val_fraction
         for number, data in enumerate(self._documents()):
@@ -199,6 +223,8 @@ class _Run:
                 head, tail = cut_tail(data, fraction)
                 yield _Part("train", head)
                 yield _Part("val", tail)
+            elif hashlib.sha256(data).digest() == self._longest_digest:
+                yield _Part("train", cut_tail(data, fraction)[0])
             else:
                 yield _Part("train", data)
 
@@ -215,6 +241,7 @@ class _Run:
                 source.digest.update(len(data).to_bytes(8, "big") + data)
                 if len(data) > self._longest_bytes:
                     self.longest, self._longest_bytes = number, len(data)
+                    self._longest_digest = hashlib.sha256(data).digest()
                 number += 1
                 yield data
 

@@ -133,6 +133,12 @@ class Tokens:
         return np.asarray(self[:], dtype=dtype)
 
 
+def open_split(folder: Path, split: str, meta: dict[str, Any]) -> Tokens:
+    """Map the files of a split into memory."""
+    files = sorted(folder.glob(f"{split}-?????.bin"))
+    return Tokens(files, np.dtype(meta["dtype"]), meta["shard_tokens"])
+
+
 class Shards:
     """A shards folder, opened.
 
@@ -179,8 +185,7 @@ class Shards:
         return self.meta["eos_token_id"]
 
     def _open(self, split: str) -> Tokens:
-        files = sorted(self.folder.glob(f"{split}-?????.bin"))
-        tokens = Tokens(files, np.dtype(self.meta["dtype"]), self.meta["shard_tokens"])
+        tokens = open_split(self.folder, split, self.meta)
         expected = self.meta["splits"][split]["tokens"]
         if len(tokens) != expected:
             raise DataError(
