@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from llmlab.model import LanguageModel, ModelConfig, build_model, save_model
-from llmlab.model.config_json import ARCHITECTURES
+from llmlab.model.config_json import ARCHITECTURES, ATTENTION_SIZES, RECURRENT
+from llmlab.model.experts_config import Experts
 from llmlab.tokenizers import Tokenizer
 
 TEXTS: tuple[str, ...] = (
@@ -27,7 +28,7 @@ def tiny_config(
     """A config of 3 layers that a forward pass takes milliseconds for.
 
     Args:
-        architecture: qwen3, llama, qwen2 or gpt2.
+        architecture: a key of ARCHITECTURES.
         vocab_size: V; the default leaves room for the tiny tokenizer.
         changes: ModelConfig fields to set otherwise.
     """
@@ -45,6 +46,10 @@ def tiny_config(
         "hidden_act": "gelu_new" if is_gpt2 else "silu",
         "tie_word_embeddings": True,
     }
+    if architecture == "qwen3_moe":
+        fields["experts"] = Experts(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24)
+    if architecture in RECURRENT:
+        fields |= {"hidden_act": "tanh", **dict.fromkeys(ATTENTION_SIZES, 0)}
     return ModelConfig(**(fields | changes))
 
 

@@ -1,7 +1,8 @@
 """A contiguous key/value cache for one batch of equally long rows.
 
 Its `attend` fits the seam of attention.py, so the model computes only the new tokens. The server
-keeps its keys and values in pages instead (serve). Takes `config.kv_bytes_per_token` bytes a token.
+keeps its keys and values in pages instead (serve). Takes `config.kv_bytes_per_token` bytes a token,
+of layers with a sliding window too.
 """
 
 import torch
@@ -39,6 +40,7 @@ class KVCache:
         shape = (L, batch_size, G, max_len, D)
         self._keys = torch.empty(shape, dtype=dtype, device=device)
         self._values = torch.empty(shape, dtype=dtype, device=device)
+        self._windows = config.windows
         self.max_len = max_len
         self.length = 0
 
@@ -57,17 +59,22 @@ class KVCache:
             raise ModelError(f"{end} tokens do not fit a cache of max_len={self.max_len}")
         self._keys[layer, :, :, self.length : end] = k
         self._values[layer, :, :, self.length : end] = v
-        keys, values = self._keys[layer, :, :, :end], self._values[layer, :, :, :end]
+        window = self._windows[layer] or end
+        start = max(0, self.length + 1 - window)  # the first key that any query sees
+        keys, values = self._keys[layer, :, :, start:end], self._values[layer, :, :, start:end]
+        is_causal = T > 1 and not self.length and window >= T
         mask = None
-        if T > 1 and self.length:
+        if T > 1 and not is_causal:
             # SDPA's own causal mask is aligned to the first key, not to the last.
-            mask = torch.ones(T, end, dtype=torch.bool, device=q.device).tril(self.length)  # (T, S)
+            queries = torch.arange(self.length, end, device=q.device)[:, None]  # (T, 1)
+            seen = torch.arange(start, end, device=q.device)[None]  # (1, S)
+            mask = (seen <= queries) & (seen > queries - window)  # (T, S)
         return F.scaled_dot_product_attention(
             q,
             keys,
             values,
             attn_mask=mask,
-            is_causal=T > 1 and not self.length,
+            is_causal=is_causal,
             enable_gqa=q.shape[1] != k.shape[1],
         )
 

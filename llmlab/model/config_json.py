@@ -9,15 +9,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmlab.errors import ModelError, did_you_mean
+from llmlab.model import experts_config, window_config
+from llmlab.model.experts_config import Experts, read_experts
 from llmlab.model.rope_config import RopeScaling, read_rope
+from llmlab.model.window_config import read_windows, write_windows
+
+RECURRENT = {
+    "rnn": "RNNForCausalLM",
+    "lstm": "LSTMForCausalLM",
+    "gru": "GRUForCausalLM",
+}
+"""`model_type` and class of the recurrent baselines; transformers has no such classes."""
 
 ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
     "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    **RECURRENT,
 }
-"""Hugging Face's `model_type` and the class it names."""
+"""`model_type`, Hugging Face's where it has one, and the class it names."""
 
 SIZES = (
     "vocab_size",
@@ -30,6 +43,9 @@ SIZES = (
     "max_position_embeddings",
 )
 """The fields that count something."""
+
+ATTENTION_SIZES = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+"""Those of them that recurrent models do not have: there they are 0."""
 
 FIELDS = (
     *SIZES,
@@ -57,7 +73,6 @@ _GPT2_NAMES = {
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
-    "use_sliding_window": (False, None),
     "quantization_config": (None,),
     "compression_config": (None,),
     "num_experts": (None, 0),
@@ -81,8 +96,8 @@ _TRAINING = """
 attention_dropout resid_pdrop embd_pdrop attn_pdrop hidden_dropout gradient_checkpointing
 chunk_size_feed_forward reorder_and_upcast_attn
 """
-# The rope fields are read by read_rope; the window fields mean nothing without use_sliding_window.
-_ELSEWHERE = "rope_scaling rope_parameters n_ctx sliding_window max_window_layers"
+_ELSEWHERE = f"rope_scaling rope_parameters n_ctx {' '.join(window_config.FIELDS)}"
+_EXPERTS = frozenset((*experts_config.FIELDS, "num_local_experts", "output_router_logits"))
 _GENERATION = """
 use_cache max_length min_length do_sample early_stopping num_beams num_beam_groups
 diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
@@ -103,13 +118,19 @@ _IGNORED = frozenset(
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "Qwen3ForCausalLM": {"num_key_value_heads": 32, "head_dim": 128},
+    "Qwen3MoeForCausalLM": {"num_key_value_heads": 4},
     "LlamaForCausalLM": {},
+    "MistralForCausalLM": {"num_key_value_heads": 8},
     "Qwen2ForCausalLM": {"num_key_value_heads": 32},
     "GPT2LMHeadModel": {
         "tie_word_embeddings": True,
         "hidden_act": "gelu_new",
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 1024,
+    },
+    **{
+        name: {"hidden_act": "tanh", **dict.fromkeys(ATTENTION_SIZES, 0)}
+        for name in RECURRENT.values()
     },
 }
 """What each class of transformers assumes for a field its config.json leaves out."""
@@ -125,18 +146,24 @@ def read_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     is_gpt2 = architecture == "GPT2LMHeadModel"
     names = _GPT2_NAMES if is_gpt2 else {}
     fields: dict[str, Any] = dict(_DEFAULTS[architecture])
+    has_experts = architecture == "Qwen3MoeForCausalLM"
     for key, value in raw.items():
         name = names.get(key, key)
         if name in FIELDS and value is not None:
             fields[name] = value
-        else:
+        elif not (has_experts and key in _EXPERTS):
             _check_other(key, value, names)
+    if has_experts:
+        fields["experts"] = read_experts(raw)
     theta, scaling = read_rope(raw)
     if theta is not None:
         fields["rope_theta"] = theta
     if isinstance(fields.get("eos_token_id"), list):
         fields["eos_token_id"] = tuple(fields["eos_token_id"])
     _fill_sizes(fields, is_gpt2=is_gpt2)
+    fields["sliding_window"], fields["layer_types"] = read_windows(
+        architecture, raw, fields.get("num_hidden_layers", 0)
+    )
     return {"architecture": architecture, "rope_scaling": scaling, **fields}
 
 
@@ -145,12 +172,20 @@ def write_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(fields)
     architecture = fields.pop("architecture")
     scaling: RopeScaling | None = fields.pop("rope_scaling")
+    experts: Experts | None = fields.pop("experts")
+    window, types = fields.pop("sliding_window"), fields.pop("layer_types")
     if isinstance(fields["eos_token_id"], tuple):
         fields["eos_token_id"] = list(fields["eos_token_id"])
     model_type = next(key for key, value in ARCHITECTURES.items() if value == architecture)
     head = {"architectures": [architecture], "model_type": model_type}
+    if architecture in RECURRENT.values():
+        for name in (*ATTENTION_SIZES, "rope_theta"):
+            del fields[name]
+        return {**head, **fields}
     if architecture != "GPT2LMHeadModel":
-        return {**head, **fields, "rope_scaling": scaling.to_dict() if scaling else None}
+        windows = write_windows(architecture, window, types, fields["num_hidden_layers"])
+        rope = {"rope_scaling": scaling.to_dict() if scaling else None}
+        return {**head, **fields, **rope, **windows, **(experts.to_dict() if experts else {})}
     for name in ("num_key_value_heads", "head_dim", "rope_theta"):
         del fields[name]
     names = {name: key for key, name in _GPT2_NAMES.items()}
@@ -184,10 +219,6 @@ def _check_other(key: str, value: Any, names: Mapping[str, str]) -> None:
             allowed = " or ".join(map(repr, _SUPPORTED[key]))
             raise ModelError(f"config field {key}={value!r} is not supported; supported: {allowed}")
         return
-    if key == "layer_types":
-        if set(value or ()) <= {"full_attention"}:
-            return
-        raise ModelError(f"layer_types={value!r} is not supported; supported: full_attention only")
     hint = did_you_mean(key, known)
     if value in (None, False) and "did you mean" not in hint:
         return  # a feature that is off

@@ -14,6 +14,7 @@ import torch
 from llmlab.errors import ModelError, did_you_mean
 from llmlab.model.build import build_model
 from llmlab.model.config import ModelConfig
+from llmlab.model.expert_names import parted_experts
 from llmlab.model.language_model import LanguageModel
 from llmlab.model.weights import load_weights, save_weights
 from llmlab.outputs import whole_folder
@@ -117,7 +118,8 @@ def save_model(
         tokenizer.save(partial)
         _write_json(partial / "config.json", content)
         _write_json(partial / "generation_config.json", _generation(config, tokenizer))
-        save_weights(weights, partial, dtype=out_dtype, max_shard_bytes=max_shard_bytes)
+        stored = parted_experts(weights)
+        save_weights(stored, partial, dtype=out_dtype, max_shard_bytes=max_shard_bytes)
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

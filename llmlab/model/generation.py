@@ -1,4 +1,4 @@
-"""Continue a prompt, token by token, with a key/value cache.
+"""Continue a prompt, token by token; what was read is remembered, not read again.
 
 One prompt at a time, for the command line, notebooks and tests; many at once is the server's job
 (serve), which uses the same sampler.
@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from llmlab.errors import ModelError
-from llmlab.model.cache import KVCache
 from llmlab.model.language_model import LanguageModel
 from llmlab.model.sampling import SamplingRows, sample
 from llmlab.tokenizers import Tokenizer
@@ -99,20 +98,11 @@ def generate_ids(
             f"{model.config.max_position_embeddings - 1} for this model"
         )
     num_tokens = min(max_tokens, room)
-    weight = model.head_weight()
-    cache = KVCache(
-        model.config,
-        batch_size=1,
-        max_len=len(prompt_ids) + num_tokens,
-        dtype=weight.dtype,
-        device=weight.device,
-    )
+    device = model.head_weight().device
+    read = model.reader(batch_size=1, max_len=len(prompt_ids) + num_tokens)
     new_ids, output_ids = list(prompt_ids), []
     for step in range(num_tokens):
-        input_ids = torch.tensor([new_ids], device=weight.device)  # (1, T)
-        positions = torch.arange(cache.length, cache.length + len(new_ids), device=weight.device)
-        hidden = model.hidden(input_ids, positions[None], cache.attend)  # (1, T, E)
-        cache.advance(len(new_ids))
+        hidden = read(torch.tensor([new_ids], device=device))  # (1, T, E)
         rows = SamplingRows(
             temperature=[temperature],
             seed=[seed],

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.errors import ModelError
-from llmlab.model.attention import Attend, causal
+from llmlab.model.attention import Attend
 from llmlab.model.config import ModelConfig
-from llmlab.model.language_model import LanguageModel, empty_embedding
+from llmlab.model.language_model import LanguageModel, States, empty_embedding
+from llmlab.model.layers import run_layer
 
 
 class Conv1D(nn.Module):
@@ -90,7 +91,9 @@ class GPT2Decoder(nn.Module):
         )
         self.ln_f = nn.LayerNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, positions: Tensor | None, attend: Attend) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, positions: Tensor | None, attend: Attend, *, recompute: bool
+    ) -> States:
         """Map (B, T) token ids to (B, T, E) states after the final norm."""
         T = input_ids.shape[1]
         if positions is None:
@@ -103,8 +106,8 @@ class GPT2Decoder(nn.Module):
             positions = torch.arange(T, device=input_ids.device)[None]  # (1, T)
         x = self.wte(input_ids) + self.wpe(positions)  # (B, T, E)
         for block in self.h:
-            x = block(x, attend)
-        return self.ln_f(x)
+            x = run_layer(block, x, attend, recompute=recompute)
+        return States(self.ln_f(x))
 
 
 class GPT2(LanguageModel):
@@ -114,8 +117,10 @@ class GPT2(LanguageModel):
     residual stream smaller by sqrt(2 x layers), biases at zero, as in GPT-2.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: ModelConfig, *, z_loss: float = 0.0, recompute: bool = False
+    ) -> None:
+        super().__init__(config, z_loss=z_loss, recompute=recompute)
         self.transformer = GPT2Decoder(config)
         self.lm_head = (
             None
@@ -124,11 +129,9 @@ class GPT2(LanguageModel):
         )
         self._initialise(into_residual=("c_proj.weight",))
 
-    def hidden(
-        self, input_ids: Tensor, positions: Tensor | None = None, attend: Attend = causal
-    ) -> Tensor:
+    def states(self, input_ids: Tensor, positions: Tensor | None, attend: Attend) -> States:
         """Return the states (B, T, E) after the final norm."""
-        return self.transformer(input_ids, positions, attend)
+        return self.transformer(input_ids, positions, attend, recompute=self.recompute)
 
     def head_weight(self) -> Tensor:
         """Return the matrix (V, E) that turns hidden states into logits."""

@@ -1,34 +1,23 @@
-"""The rotary decoder: Qwen3 (per-head norm of q and k), Llama, and Qwen2 (bias on q, k, v).
+"""The rotary decoder of Qwen3, Qwen3-MoE, Llama, Mistral and Qwen2.
 
-Pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU. Parameter names and shapes are
-Hugging Face's. Not here: attention over a cache (a callable does it), loss, files. Sources:
+Pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU. Qwen3 normalises q and k per
+head, Qwen2 has a bias on q, k and v, Qwen3-MoE has experts. Parameter names and shapes are Hugging
+Face's. Not here: attention over a cache (a callable does it), loss, files. Sources:
 arXiv:2302.13971 (Llama), arXiv:2305.13245 (grouped queries), arXiv:2002.05202 (SwiGLU),
-arXiv:1910.07467 (RMSNorm), arXiv:2505.09388 (Qwen3).
+arXiv:1910.07467 (RMSNorm), arXiv:2505.09388 (Qwen3), arXiv:2310.06825 (Mistral).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmlab.model.attention import Attend, causal
+from llmlab.model.attention import Attend
 from llmlab.model.config import ModelConfig
-from llmlab.model.language_model import LanguageModel, empty_embedding
+from llmlab.model.experts import SparseMLP, balancing_loss
+from llmlab.model.language_model import LanguageModel, States, empty_embedding
+from llmlab.model.layers import run_layer
+from llmlab.model.norm import RMSNorm
 from llmlab.model.rope import RotaryEmbedding, rotate
-
-
-class RMSNorm(nn.Module):
-    """Divide by the root mean square, computed in float32, and scale by a learned weight."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension; the dtype stays that of x."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return wide.to(x.dtype) * self.weight.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -82,14 +71,19 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
-        self.mlp = MLP(config)
+        self.mlp = SparseMLP(config) if config.has_experts(layer) else MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """Map (B, T, E) to (B, T, E)."""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map (B, T, E) to (B, T, E), with the load (2, experts) of a layer that has experts."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out, load = self.mlp(self.post_attention_layernorm(x)), None
+        if isinstance(out, tuple):
+            out, load = out
+        return x + out, load
 
 
 class Decoder(nn.Module):
@@ -104,19 +98,27 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config)
 
-    def forward(self, input_ids: Tensor, positions: Tensor | None, attend: Attend) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, positions: Tensor | None, attend: Attend, *, recompute: bool
+    ) -> States:
         """Map (B, T) token ids to (B, T, E) states after the final norm."""
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]  # (1, T)
         x = self.embed_tokens(input_ids)  # (B, T, E)
         cos, sin = self.rotary_emb(positions, x.dtype)  # (B, 1, T, D)
+        loads = []
         for layer in self.layers:
-            x = layer(x, cos, sin, attend)
-        return self.norm(x)
+            x, load = run_layer(layer, x, cos, sin, attend, recompute=recompute)
+            if load is not None:
+                loads.append(load)
+        if not loads:
+            return States(self.norm(x))
+        num_tokens = len(loads) * input_ids.numel()
+        return States(self.norm(x), balancing_loss(torch.stack(loads).sum(0), num_tokens))
 
 
 class Transformer(LanguageModel):
-    """Qwen3, Llama or Qwen2, as `config.architecture` says.
+    """Qwen3, Qwen3-MoE, Llama, Mistral or Qwen2, as `config.architecture` says.
 
     With a tied head there is no `lm_head` parameter, as in the files Hugging Face writes.
 
@@ -125,21 +127,21 @@ class Transformer(LanguageModel):
     variance does not grow with depth (GPT-2's rule). The loss at step 0 is close to ln V.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
+    def __init__(
+        self, config: ModelConfig, *, z_loss: float = 0.0, recompute: bool = False
+    ) -> None:
+        super().__init__(config, z_loss=z_loss, recompute=recompute)
         self.model = Decoder(config)
         self.lm_head = (
             None
             if config.tie_word_embeddings
             else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
-        self._initialise(into_residual=("o_proj.weight", "down_proj.weight"))
+        self._initialise(into_residual=("o_proj.weight", "down_proj.weight", "experts.down_proj"))
 
-    def hidden(
-        self, input_ids: Tensor, positions: Tensor | None = None, attend: Attend = causal
-    ) -> Tensor:
-        """Return the states (B, T, E) after the final norm."""
-        return self.model(input_ids, positions, attend)
+    def states(self, input_ids: Tensor, positions: Tensor | None, attend: Attend) -> States:
+        """Return the states (B, T, E) after the final norm and the experts' balancing loss."""
+        return self.model(input_ids, positions, attend, recompute=self.recompute)
 
     def head_weight(self) -> Tensor:
         """Return the matrix (V, E) that turns hidden states into logits."""

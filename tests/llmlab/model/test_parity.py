@@ -10,14 +10,18 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from llmlab.model import LanguageModel, ModelConfig, build_model, load_weights, save_model
 from llmlab.model.folder import load_config
 from llmlab.model.generation import generate_ids
+from llmlab.model.rope_config import RopeScaling
+from llmlab.model.window_config import FULL, SLIDING
 from tests.tiny import tiny_model, tiny_tokenizer
 
 # Same operations in float32, order of summation aside.
@@ -71,6 +75,14 @@ YARN_IN_FULL: dict[str, Any] = {
     "mscale_all_dim": 0.3,
     "truncate": False,
 }
+WINDOW: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 7}
+EXPERTS: dict[str, Any] = {
+    **SIZES,
+    "head_dim": 16,
+    "moe_intermediate_size": 24,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+}
 MULTI_QUERY: dict[str, Any] = {**SIZES, "num_key_value_heads": 1}
 
 THEIRS: dict[str, PretrainedConfig] = {
@@ -81,12 +93,25 @@ THEIRS: dict[str, PretrainedConfig] = {
     "llama-llama3": LlamaConfig(**SIZES, **LLAMA3),
     "llama-linear": LlamaConfig(**SIZES, **LINEAR),
     "llama-dynamic": LlamaConfig(**SIZES | DYNAMIC),
-    "llama-yarn": LlamaConfig(**SIZES, rope_scaling=YARN),
-    "qwen3-yarn": Qwen3Config(**SIZES, head_dim=16, rope_scaling=YARN_IN_FULL),
-    "qwen2-yarn": Qwen2Config(**SIZES, rope_scaling={**YARN, "attention_factor": 1.5}),
+    "llama-yarn": LlamaConfig(**SIZES | {"rope_scaling": {**YARN}}),
+    "qwen3-yarn": Qwen3Config(**SIZES | {"rope_scaling": {**YARN_IN_FULL}}, head_dim=16),
+    "qwen2-yarn": Qwen2Config(**SIZES | {"rope_scaling": {**YARN, "attention_factor": 1.5}}),
     "llama-multi-query": LlamaConfig(**MULTI_QUERY),
     "qwen2": Qwen2Config(**SIZES),
     "qwen2-tied": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "qwen2-window": Qwen2Config(**SIZES, **WINDOW, max_window_layers=1),
+    "qwen3-window": Qwen3Config(
+        **SIZES,
+        **WINDOW,
+        head_dim=16,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "mistral": MistralConfig(**SIZES, sliding_window=None),
+    "mistral-window": MistralConfig(**SIZES, head_dim=16, sliding_window=9),
+    "moe": Qwen3MoeConfig(**EXPERTS),
+    "moe-normalised-window": Qwen3MoeConfig(**EXPERTS, **WINDOW, norm_topk_prob=True),
+    "moe-some-dense": Qwen3MoeConfig(**EXPERTS, decoder_sparse_step=2, tie_word_embeddings=True),
+    "moe-dense-by-name": Qwen3MoeConfig(**EXPERTS, mlp_only_layers=[0, 2]),
     "gpt2": GPT2Config(**GPT2_SIZES),
     "gpt2-gelu": GPT2Config(**GPT2_SIZES, n_inner=100, activation_function="gelu"),
 }
@@ -129,8 +154,12 @@ def test_loss_and_gradient(pair):
     labels = input_ids.clone()
     labels[0, 5:20] = -100
     input_ids, labels = input_ids[:, :-1], labels[:, 1:].contiguous()
-    expected = theirs(input_ids, labels=labels, shift_labels=labels).loss
-    expected.backward()
+    routed = {} if ours.config.experts is None else {"output_router_logits": True}
+    output = theirs(input_ids, labels=labels, shift_labels=labels, **routed)
+    output.loss.backward()
+    expected = output.loss  # with the balancing loss, which our gradient has and our value not
+    if ours.config.experts is not None:
+        expected = expected - ours.config.experts.router_aux_loss_coef * output.aux_loss
     loss = ours.loss(input_ids, labels)
     loss.backward()
     torch.testing.assert_close(loss, expected, atol=ATOL, rtol=0)
@@ -156,10 +185,26 @@ def test_greedy_text(pair):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("architecture", ["qwen3", "llama", "qwen2", "gpt2"])
-def test_transformers_loads_our_folder(architecture: str, tied: bool, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("qwen3", {}),
+        ("qwen3", {"sliding_window": 8, "layer_types": (SLIDING, FULL, SLIDING)}),
+        ("llama", {"rope_scaling": RopeScaling(**YARN)}),
+        ("mistral", {"sliding_window": 8}),
+        ("qwen2", {"sliding_window": 8}),
+        ("qwen3_moe", {}),
+        ("qwen3_moe", {"sliding_window": 8}),
+        ("gpt2", {}),
+    ],
+)
+def test_transformers_loads_our_folder(
+    architecture: str, changes: dict[str, Any], tied: bool, tmp_path: Path
+):
     tokenizer = tiny_tokenizer()
-    ours = tiny_model(architecture, tie_word_embeddings=tied, vocab_size=tokenizer.vocab_size + 7)
+    ours = tiny_model(
+        architecture, tie_word_embeddings=tied, vocab_size=tokenizer.vocab_size + 7, **changes
+    )
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -175,6 +220,13 @@ def test_transformers_loads_our_folder(architecture: str, tied: bool, tmp_path: 
         torch.testing.assert_close(
             ours(input_ids), theirs.eval()(input_ids).logits, atol=ATOL, rtol=0
         )
+    prompt = input_ids[:1, :12]
+    expected = theirs.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False
+    )[0, 12:].tolist()
+    stops = set(theirs.generation_config.eos_token_id)
+    got = list(generate_ids(ours, prompt[0].tolist(), max_tokens=20, stop_token_ids=stops))
+    assert got == expected
     assert theirs.generation_config.eos_token_id == sorted(
         tokenizer.stop_token_ids, key=lambda i: (i != tokenizer.eos_token_id, i)
     )
