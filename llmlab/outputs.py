@@ -13,6 +13,9 @@ from pathlib import Path
 
 from llmlab.errors import OutputError
 
+# EFBIG: a file system or a limit of the process that takes no file as large.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
 
 @contextmanager
 def whole_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
@@ -95,7 +98,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in _DISK_ERRORS:
             raise
         place = next(p for p in [path.resolve(), *path.resolve().parents] if p.exists())
         free_mb = shutil.disk_usage(place).free / 1e6
