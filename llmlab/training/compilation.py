@@ -63,20 +63,26 @@ def with_compiled_layers(model: LanguageModel) -> LossSum:
     Other callers keep the plain layers, so that evaluations and samples of any shape go on without
     compiling anew.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    layers = [layer for layer_list in lists for layer in layer_list]
-    forwards = [torch.compile(layer.forward, fullgraph=True, dynamic=False) for layer in layers]
+    plain = layers(model)
+    forwards = [torch.compile(layer.forward, fullgraph=True, dynamic=False) for layer in plain]
 
     def loss_sum(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-        for layer, forward in zip(layers, forwards, strict=True):
+        for layer, forward in zip(plain, forwards, strict=True):
             layer.forward = forward
         try:
             return model.loss_sum(*arguments)
         finally:
-            for layer in layers:
+            for layer in plain:
                 del layer.forward
 
     return loss_sum
+
+
+def layers(module: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model: what its outermost lists hold."""
+    if isinstance(module, nn.ModuleList):
+        return list(module)
+    return [layer for child in module.children() for layer in layers(child)]
 
 
 def compiled(model: LanguageModel, try_out: Callable[[LossSum], None]) -> tuple[LossSum, str]:
