@@ -1,9 +1,11 @@
-"""`llmlab pretrain`: show the progress, say what came out or how to go on."""
+"""`llmlab pretrain` and its reports: show the progress, say what came out or how to go on."""
 
 import sys
 from dataclasses import dataclass
 
 from llmlab.pretrain.config import PretrainConfig
+from llmlab.pretrain.report.config import ReportConfig
+from llmlab.pretrain.report.run import Reported, report
 from llmlab.pretrain.run import PretrainResult, pretrain
 from llmlab.track import Progress
 
@@ -23,7 +25,7 @@ class Pretrained(PretrainResult):
                 f"held out: loss {self.val_loss:.4f}, {self.bits_per_byte:.4f} bits per byte "
                 f"over {self.val_tokens:,} tokens"
             )
-        return "\n".join([*lines, str(self.model)])
+        return "\n".join([*lines, f"report: {self.report}", str(self.model)])
 
 
 def run(config: PretrainConfig) -> Pretrained:
@@ -43,3 +45,8 @@ def run(config: PretrainConfig) -> Pretrained:
         )
         raise SystemExit(130)
     return Pretrained(**vars(result))
+
+
+def make_report(config: ReportConfig) -> Reported:
+    """Write a report card, or runs side by side."""
+    return report(config)

@@ -53,6 +53,11 @@ VERBS: dict[str, Verb] = {
         "llmlab.cli.pretrain:run",
         "train a model from scratch on shards",
     ),
+    "pretrain report": Verb(
+        "llmlab.pretrain.report.config:ReportConfig",
+        "llmlab.cli.pretrain:make_report",
+        "the report card of a run again, or several runs side by side",
+    ),
     "generate": Verb(
         "llmlab.model.generate_config:GenerateConfig",
         "llmlab.cli.generate:run",

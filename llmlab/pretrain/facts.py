@@ -1,7 +1,6 @@
 """What a run is about to do and what it took, as plain values for its journal."""
 
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any

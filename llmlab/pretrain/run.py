@@ -8,6 +8,7 @@ The run's folder holds
     samples.jsonl     what the model wrote on the way
     checkpoint-N/     where a run can go on from
     model/            the model folder, written at the end
+    report.md, .html  the report card, written when the run ends, however it ends
 
 Not here: the loop (llmlab/training), the model (llmlab/model), the data (llmlab/data).
 """
@@ -25,9 +26,9 @@ import torch
 
 from llmlab.config import read_toml, save_config
 from llmlab.data import Batches
-from llmlab.errors import ConfigError, ModelError
+from llmlab.errors import ModelError
 from llmlab.hardware import pick_device
-from llmlab.model import ModelConfig, build_model, generate, load_config, save_model
+from llmlab.model import build_model, generate, save_model
 from llmlab.model.language_model import LanguageModel
 from llmlab.outputs import check_free
 from llmlab.pretrain.config import PretrainConfig
@@ -35,6 +36,8 @@ from llmlab.pretrain.corpus import Corpus
 from llmlab.pretrain.facts import peak_memory_bytes, restart_peak_memory, start_facts
 from llmlab.pretrain.journal import Journal
 from llmlab.pretrain.outlook import outlook
+from llmlab.pretrain.report.page import reported
+from llmlab.pretrain.shape import model_config
 from llmlab.pretrain.validation import Validator
 from llmlab.tokenizers import Tokenizer
 from llmlab.track import MetricsLog, OnProgress, Tracker, opened_trackers, read_metrics, silent
@@ -42,6 +45,8 @@ from llmlab.track.trackers import check_installed
 from llmlab.training import Hooks, TrainState, find_latest, train
 from llmlab.training.checkpoint import rewind_rows
 from llmlab.training.step import autocast
+
+_FILES = ("metrics.jsonl", "samples.jsonl", "journal.jsonl", "report.md", "report.html")
 
 OnEval = Callable[[LanguageModel, Tokenizer, int], Mapping[str, float]]
 """`on_eval(model, tokenizer, step)`: more numbers for the validation row."""
@@ -77,6 +82,11 @@ class PretrainResult:
     model: Path | None
     """The model folder."""
 
+    @property
+    def report(self) -> Path:
+        """The report card."""
+        return self.out / "report.html"
+
 
 def pretrain(
     config: PretrainConfig,
@@ -103,14 +113,22 @@ def pretrain(
     torch.manual_seed(config.seed)
     device = pick_device()
     restart_peak_memory(device)
-    model = build_model(model_config(config, corpus.tokenizer)).to(device)
+    model = build_model(
+        model_config(config, corpus.tokenizer),
+        z_loss=config.z_loss,
+        recompute=config.activation_checkpointing,
+    ).to(device)
     micro_batch_tokens = config.batch_size * config.context_len
     for sentence in outlook(
         model.config, context_len=config.context_len, tokens=micro_batch_tokens
     ):
         on_progress({"note": sentence})
     _prepare_out(config)
-    with Journal(config.out, on_progress) as journal, _trackers(config, journal) as trackers:
+    with (
+        reported(config.out),
+        Journal(config.out, on_progress) as journal,
+        _trackers(config, journal) as trackers,
+    ):
         journal.started(
             start_facts(model.config, corpus.shards, device, config.context_len, micro_batch_tokens)
         )
@@ -128,39 +146,6 @@ def pretrain(
         peak = {"peak_memory_bytes": peak_memory_bytes(device), "dtype": state.dtype}
         journal.ended(result.status, {**peak, "steps": result.steps, "elapsed_s": result.elapsed_s})
     return result
-
-
-def model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """Return the shape of the model: the preset's or the file's, with the tokenizer's ids.
-
-    Raises:
-        ConfigError: the file's vocabulary or context is smaller than needed.
-        ModelError: no such preset, or a config.json that is not supported.
-    """
-    if config.model_config is None:
-        shape = ModelConfig.preset(
-            config.preset,
-            vocab_size=tokenizer.vocab_size,
-            max_position_embeddings=config.context_len,
-            architecture=config.arch,
-        )
-    else:
-        shape = _read_shape(config.model_config)
-        for name, needed in (
-            ("vocab_size", tokenizer.vocab_size),
-            ("max_position_embeddings", config.context_len),
-        ):
-            if getattr(shape, name) < needed:
-                raise ConfigError(
-                    f"{config.model_config} has {name}={getattr(shape, name)}, less than the "
-                    f"{needed} this run needs; raise it"
-                )
-    return dataclasses.replace(
-        shape,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 class _Reporter:
@@ -278,17 +263,6 @@ def _trackers(
     )
 
 
-def _read_shape(path: Path) -> ModelConfig:
-    if path.is_dir():
-        return load_config(path)
-    try:
-        return ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise ConfigError(f"model_config={path} does not exist; pass a config.json") from error
-    except ValueError as error:
-        raise ConfigError(f"model_config={path} is not JSON: {error}; correct it") from error
-
-
 def _check_out(config: PretrainConfig) -> None:
     check_installed(config.trackers)
     if not config.resume:
@@ -310,7 +284,7 @@ def _prepare_out(config: PretrainConfig) -> None:
         for path in (*config.out.glob("checkpoint-*"), *folders):
             if path.is_dir():
                 shutil.rmtree(path)
-        for name in ("metrics.jsonl", "samples.jsonl", "journal.jsonl"):
+        for name in _FILES:
             (config.out / name).unlink(missing_ok=True)
     again = dataclasses.replace(config, resume=False, overwrite=False)
     save_config(again, config.out / "config.toml")

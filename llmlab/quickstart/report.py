@@ -1,37 +1,35 @@
-"""report.html: one self-contained page of what the run did; report.html.jinja is its layout."""
+"""report.html: one self-contained page of what the run did; quickstart.html.jinja is its layout."""
 
 import platform
 from datetime import date
-from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment, StrictUndefined
 
 from llmlab.hardware import physical_cores
 from llmlab.outputs import whole_file
+from llmlab.page import Chart, dot_chart, render
+from llmlab.pretrain.report.curves import loss_charts
 from llmlab.quickstart.config import QuickstartConfig
 from llmlab.quickstart.journal import Journal
-from llmlab.quickstart.plots import loss_plot, score_plot
 from llmlab.track import read_metrics
 
 
 def write_report(config: QuickstartConfig, journal: Journal) -> Path:
     """Write `config.out/report.html` and return its path."""
-    layout = files("llmlab.quickstart").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(layout)
-    page = template.render(
+    page = render(
+        Path(__file__).with_name("quickstart.html.jinja"),
+        title="llmlab quickstart report",
         machine=f"{platform.system()} {platform.machine()}, {physical_cores()} cores",
         date=date.today().isoformat(),
         facts=[*journal.facts, ("minutes in all", f"{journal.total_s / 60:.1f}")],
         missing=journal.missing,
-        loss_plot=loss_plot(read_metrics(config.out / "pretrain" / "metrics.jsonl")),
+        loss_charts=loss_charts(read_metrics(config.out / "pretrain" / "metrics.jsonl")),
         samples=journal.samples,
         checks=journal.checks,
         served=journal.served,
         answers=journal.answers,
         models=journal.models,
         scores=_rows(journal),
-        score_plot=_score_plot(journal),
+        score_chart=_score_chart(journal),
         stages=journal.stages,
         total_s=journal.total_s,
         commands=commands(config, journal),
@@ -77,9 +75,14 @@ def _rows(journal: Journal) -> list[dict[str, object]]:
     ]
 
 
-def _score_plot(journal: Journal) -> str:
-    return score_plot(
-        labels=[score.task for score in journal.scores],
-        models=journal.models,
-        cells=[score.cells for score in journal.scores],
+def _score_chart(journal: Journal) -> Chart:
+    return dot_chart(
+        "Scores with bootstrap 95 % intervals",
+        [score.task for score in journal.scores],
+        [
+            (model, [score.cells[number] for score in journal.scores])
+            for number, model in enumerate(journal.models)
+        ],
+        x_label="score",
+        from_zero=True,
     )

@@ -46,7 +46,8 @@ def test_a_run_leaves_everything_and_transformers_agrees(config, shards):
 
     found = sorted(path.name for path in config.out.iterdir())
     assert found == ["checkpoint-10", "checkpoint-5", "config.toml", "journal.jsonl",
-                     "metrics.jsonl", "model", "samples.jsonl"]  # fmt: skip
+                     "metrics.jsonl", "model", "report.html", "report.md",
+                     "samples.jsonl"]  # fmt: skip
     metrics = read_metrics(config.out / "metrics.jsonl")
     losses = [row["loss"] for row in metrics if "loss" in row]
     assert losses[0] == pytest.approx(math.log(320), rel=0.02)

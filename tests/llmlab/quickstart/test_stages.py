@@ -61,7 +61,7 @@ def test_the_report_shows_everything_and_escapes_what_models_say(tmp_path):
     page = write_report(QuickstartConfig(out=tmp_path), journal).read_text(encoding="utf-8")
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)" in page
-    assert page.count("<svg") == 2
+    assert page.count("<figure") == 3
     for part in ["0.500 [0.250, 0.750]", "–", "It is so.", "No sentence of the", "the moon: not"]:
         assert part in page
     assert f"llmlab rag ask --index {tmp_path}/index" in page
