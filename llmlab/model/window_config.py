@@ -71,6 +71,19 @@ def write_windows(
     return {**fields, "max_window_layers": types.index(SLIDING), "layer_types": list(types)}
 
 
+def mostly_sliding(architecture: str, num_layers: int) -> tuple[str, ...] | None:
+    """Return layer types in which every fourth layer sees all, or None where layers are alike.
+
+    The last layer counts as a fourth one, so that something sees the whole text.
+    """
+    if architecture not in BY_LAYER:
+        return None
+    return tuple(
+        FULL if layer % 4 == 3 or layer == num_layers - 1 else SLIDING
+        for layer in range(num_layers)
+    )
+
+
 def check_windows(
     architecture: str, window: int | None, types: Sequence[str] | None, num_layers: int
 ) -> None:

@@ -40,13 +40,30 @@ class PretrainConfig:
     """Go on from the newest checkpoint in `out`, on the same curve."""
 
     preset: str = "quickstart"
-    """Size of the model: quickstart, char, tiny, nano or smollm2-135m."""
+    """Size of the model: quickstart, char, tiny, moe, nano or smollm2-135m."""
 
-    arch: Literal["qwen3", "llama", "qwen2", "gpt2"] | None = None
-    """Architecture; unset means the preset's own (qwen3, except for smollm2-135m)."""
+    depth: int | None = None
+    """Size of the model by its number of layers instead, 64 x depth wide: 2 is about 1M parameters
+    with the vocabulary, 8 30M, 28 1B."""
+
+    arch: (
+        Literal["qwen3", "qwen3_moe", "llama", "mistral", "qwen2", "gpt2", "rnn", "lstm", "gru"]
+        | None
+    ) = None
+    """Architecture; unset means the preset's own, mostly qwen3. rnn, lstm and gru are baselines
+    that only llmlab reads."""
 
     model_config: Path | None = None
-    """A config.json, or a folder with one, instead of preset and arch."""
+    """A config.json, or a folder with one, instead of preset, depth and arch."""
+
+    sliding_window: int | None = None
+    """Tokens a layer looks back, but every fourth looks at all; unset, all do."""
+
+    z_loss: float = 0.0
+    """Weight of the z-loss, which keeps logits from drifting; 1e-4 is usual, 0 turns it off."""
+
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass: much less memory, a third slower."""
 
     tokenizer: Path | None = None
     """Tokenizer folder that sources of text are packed with, or that shards must come from; unset
@@ -166,11 +183,14 @@ class PretrainConfig:
             raise ConfigError(
                 f"sample_temperature={self.sample_temperature} must be 0 or more; try 0.8"
             )
-        if self.model_config is not None and self.arch is not None:
-            raise ConfigError(
-                f"arch={self.arch} has no effect beside model_config={self.model_config}, which "
-                "names its own architecture; leave one of them out"
-            )
+        if self.z_loss < 0:
+            raise ConfigError(f"z_loss={self.z_loss} must be 0 or more; try 1e-4")
+        for name in ("arch", "depth"):
+            if self.model_config is not None and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} has no effect beside model_config="
+                    f"{self.model_config}, which names its own; leave one of them out"
+                )
         _ = self.plan
 
     @property
