@@ -8,6 +8,7 @@ The run's folder holds
     samples.jsonl     what the model wrote on the way
     checkpoint-N/     where a run can go on from
     model/            the model folder, written at the end
+    report.md, .html  the report card, written when the run ends, however it ends
 
 Not here: the loop (llmlab/training), the model (llmlab/model), the data (llmlab/data).
 """
@@ -35,6 +36,7 @@ from llmlab.pretrain.corpus import Corpus
 from llmlab.pretrain.facts import peak_memory_bytes, restart_peak_memory, start_facts
 from llmlab.pretrain.journal import Journal
 from llmlab.pretrain.outlook import outlook
+from llmlab.pretrain.report.page import reported
 from llmlab.pretrain.shape import model_config
 from llmlab.pretrain.validation import Validator
 from llmlab.tokenizers import Tokenizer
@@ -43,6 +45,8 @@ from llmlab.track.trackers import check_installed
 from llmlab.training import Hooks, TrainState, find_latest, train
 from llmlab.training.checkpoint import rewind_rows
 from llmlab.training.step import autocast
+
+_FILES = ("metrics.jsonl", "samples.jsonl", "journal.jsonl", "report.md", "report.html")
 
 OnEval = Callable[[LanguageModel, Tokenizer, int], Mapping[str, float]]
 """`on_eval(model, tokenizer, step)`: more numbers for the validation row."""
@@ -77,6 +81,11 @@ class PretrainResult:
 
     model: Path | None
     """The model folder."""
+
+    @property
+    def report(self) -> Path:
+        """The report card."""
+        return self.out / "report.html"
 
 
 def pretrain(
@@ -115,7 +124,11 @@ def pretrain(
     ):
         on_progress({"note": sentence})
     _prepare_out(config)
-    with Journal(config.out, on_progress) as journal, _trackers(config, journal) as trackers:
+    with (
+        reported(config.out),
+        Journal(config.out, on_progress) as journal,
+        _trackers(config, journal) as trackers,
+    ):
         journal.started(
             start_facts(model.config, corpus.shards, device, config.context_len, micro_batch_tokens)
         )
@@ -271,7 +284,7 @@ def _prepare_out(config: PretrainConfig) -> None:
         for path in (*config.out.glob("checkpoint-*"), *folders):
             if path.is_dir():
                 shutil.rmtree(path)
-        for name in ("metrics.jsonl", "samples.jsonl", "journal.jsonl"):
+        for name in _FILES:
             (config.out / name).unlink(missing_ok=True)
     again = dataclasses.replace(config, resume=False, overwrite=False)
     save_config(again, config.out / "config.toml")
