@@ -9,14 +9,10 @@ from typing import Any
 import numpy as np
 
 from llmlab.errors import ModelError
+from llmlab.model.config_json import ARCHITECTURES
 from llmlab.model.gguf import GgufFile
-from llmlab.model.gguf_names import CLASSES, ROPE_FACTORS, hf_layout, hf_name
-
-_LLAMA3 = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+from llmlab.model.gguf_names import CLASSES, ROPE_FACTORS, hf_layout, hf_names
+from llmlab.model.gguf_rope import read_scaling, short
 
 
 def hf_config(file: GgufFile) -> dict[str, Any]:
@@ -27,16 +23,17 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     """
     name = architecture(file)
     config = _gpt2_config(file) if name == "gpt2" else _decoder_config(file, name)
+    class_name = CLASSES[name]
     return config | {
-        "architectures": [CLASSES[name]],
-        "model_type": name,
+        "architectures": [class_name],
+        "model_type": next(key for key, value in ARCHITECTURES.items() if value == class_name),
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": _tied(file),
     }
 
 
 def architecture(file: GgufFile) -> str:
-    """Return `llama`, `qwen2`, `qwen3` or `gpt2`.
+    """Return `llama`, `qwen2`, `qwen3`, `qwen3moe` or `gpt2`.
 
     Raises:
         ModelError: the file holds another architecture, or no token embedding.
@@ -52,30 +49,30 @@ def architecture(file: GgufFile) -> str:
     return name
 
 
-def hf_weights(file: GgufFile, config: dict[str, Any]) -> dict[str, str]:
-    """Map each parameter name of the model to the tensor of the file that holds it.
+def hf_weights(file: GgufFile, config: dict[str, Any]) -> dict[str, list[str]]:
+    """Map each tensor of the file to the parameters on disk that it holds, experts one by one.
 
     Raises:
         ModelError: the file has a tensor that this architecture does not have.
     """
+    name = architecture(file)
     places = {}
     for tensor in file.tensors:
         if tensor == ROPE_FACTORS or (tensor == "output.weight" and config["tie_word_embeddings"]):
             continue
-        name = hf_name(tensor, config["model_type"])
-        if name is None:
+        places[tensor] = hf_names(tensor, name, config.get("num_experts", 0))
+        if not places[tensor]:
             raise ModelError(
-                f"{file.path} has the tensor {tensor!r}, which {config['model_type']} does not "
-                "have here; the model is a variant that is not read"
+                f"{file.path} has the tensor {tensor!r}, which {name} does not have here; the "
+                "model is a variant that is not read"
             )
-        places[name] = tensor
     return places
 
 
 def hf_array(file: GgufFile, tensor: str, config: dict[str, Any]) -> np.ndarray:
     """Return a tensor as float32 in the order in which Hugging Face's classes keep it."""
     heads = config.get("num_attention_heads", 0), config.get("num_key_value_heads", 0)
-    array = hf_layout(file.array(tensor), tensor, config["model_type"], heads)
+    array = hf_layout(file.array(tensor), tensor, architecture(file), heads)
     return np.ascontiguousarray(array)
 
 
@@ -103,13 +100,20 @@ def _decoder_config(file: GgufFile, name: str) -> dict[str, Any]:
         "head_dim": head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": int(_value(file, f"{name}.context_length")),
-        "rms_norm_eps": _short(_value(file, f"{name}.attention.layer_norm_rms_epsilon")),
-        "rope_theta": _short(file.metadata.get(f"{name}.rope.freq_base", 10000.0)),
-        "rope_scaling": _rope_scaling(file, name, head_dim),
+        "rms_norm_eps": short(_value(file, f"{name}.attention.layer_norm_rms_epsilon")),
+        "rope_theta": short(file.metadata.get(f"{name}.rope.freq_base", 10000.0)),
+        "rope_scaling": read_scaling(file, name, head_dim),
         "attention_bias": name != "qwen2" and "blk.0.attn_q.bias" in file.tensors,
     }
     if name == "llama":
         config["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
+    if name == "qwen3moe":
+        config |= {
+            "num_experts": int(_value(file, f"{name}.expert_count")),
+            "num_experts_per_tok": int(_value(file, f"{name}.expert_used_count")),
+            "moe_intermediate_size": int(_value(file, f"{name}.expert_feed_forward_length")),
+            "norm_topk_prob": True,
+        }
     return config
 
 
@@ -121,10 +125,11 @@ def _refuse_variants(file: GgufFile, name: str, head_dim: int) -> None:
             "partial rotary embeddings are not read"
         )
     for key in ("expert_count", "attention.sliding_window"):
-        if file.metadata.get(f"{name}.{key}", 0):
+        value = file.metadata.get(f"{name}.{key}", 0)
+        if value and (key, name) != ("expert_count", "qwen3moe"):
             raise ModelError(
-                f"{file.path} has {name}.{key}={file.metadata[f'{name}.{key}']}, which is not "
-                "read; give a dense model with full attention"
+                f"{file.path} has {name}.{key}={value}, which is not read; give a model with full "
+                "attention, dense or of Qwen3's mixture of experts"
             )
 
 
@@ -135,51 +140,8 @@ def _gpt2_config(file: GgufFile) -> dict[str, Any]:
         "n_head": int(_value(file, "gpt2.attention.head_count")),
         "n_inner": int(_value(file, "gpt2.feed_forward_length")),
         "n_positions": int(_value(file, "gpt2.context_length")),
-        "layer_norm_epsilon": _short(_value(file, "gpt2.attention.layer_norm_epsilon")),
+        "layer_norm_epsilon": short(_value(file, "gpt2.attention.layer_norm_epsilon")),
         "activation_function": "gelu_new",
-    }
-
-
-def _rope_scaling(file: GgufFile, name: str, head_dim: int) -> dict[str, Any] | None:
-    """Return Hugging Face's `rope_scaling`, from the metadata or from stored factors."""
-    if ROPE_FACTORS in file.tensors:
-        return _llama3_scaling(file, name, head_dim)
-    kind = file.metadata.get(f"{name}.rope.scaling.type", "none")
-    if kind == "none":
-        return None
-    if kind != "linear":
-        raise ModelError(
-            f"{file.path} scales its rotary embedding by {kind!r}; linear and llama3 are read"
-        )
-    return {"rope_type": "linear", "factor": _short(_value(file, f"{name}.rope.scaling.factor"))}
-
-
-def _llama3_scaling(file: GgufFile, name: str, head_dim: int) -> dict[str, Any]:
-    """Recognise Llama 3's scaling, of which a GGUF keeps only the D/2 divisors it leads to.
-
-    The divisor of a frequency is 1 for wavelengths under original length / high, `factor` for those
-    over original length / low, and interpolated between (arXiv 2407.21783). Where the file does not
-    say these numbers they are those of the Llama 3.1 release.
-    """
-    stored = file.array(ROPE_FACTORS).astype(np.float64)
-    theta = float(file.metadata.get(f"{name}.rope.freq_base", 10000.0))
-    said = {key: file.metadata.get(f"llmlab.rope.{key}", value) for key, value in _LLAMA3.items()}
-    factor = float(file.metadata.get("llmlab.rope.factor", stored.max()))
-    low, high, original_len = said.values()
-    wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = np.clip((original_len / wavelengths - low) / (high - low), 0.0, 1.0)
-    expected = 1.0 / ((1.0 - smooth) / factor + smooth)
-    if stored.shape != expected.shape or not np.allclose(stored, expected, rtol=1e-4):
-        raise ModelError(
-            f"{file.path} has rotary factors ({ROPE_FACTORS}) that are not Llama 3's; "
-            "such a scaling is not read"
-        )
-    return {
-        "rope_type": "llama3",
-        "factor": _short(factor),
-        **{
-            key: _short(value) if isinstance(value, float) else value for key, value in said.items()
-        },
     }
 
 
@@ -190,8 +152,3 @@ def _value(file: GgufFile, key: str) -> Any:
     if not isinstance(value, int | float):
         raise ModelError(f"{file.path}: {key} is not one number; models that vary it are not read")
     return value
-
-
-def _short(value: float) -> float:
-    """Return the shortest decimal that is the same float32: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))

@@ -1,8 +1,8 @@
 """A model folder becomes the tensors of a GGUF file, read and written one at a time.
 
 Which tensor goes where, in which number format, and the file around them. Matrices take the format
-asked for. Norms, biases and learned positions stay F32, as llama.cpp's own converter keeps them,
-and a matrix whose rows Q8_0's blocks of 32 do not fill becomes F16. A tied head is left out:
+asked for. Norms, biases, learned positions and routers stay F32, as llama.cpp's own converter keeps
+them, and a matrix whose rows Q8_0's blocks of 32 do not fill becomes F16. A tied head is left out:
 llama.cpp takes the token embedding for it.
 
 Not here: the metadata (gguf_metadata.py), names (gguf_names.py), number formats
@@ -23,10 +23,12 @@ from torch import Tensor
 from llmlab.errors import ModelError
 from llmlab.model.build import build_model
 from llmlab.model.config import ModelConfig
+from llmlab.model.expert_names import parted_experts
 from llmlab.model.gguf_blocks import FORMATS, BlockFormat
-from llmlab.model.gguf_metadata import gguf_architecture, rope_factors
-from llmlab.model.gguf_names import ROPE_FACTORS, gguf_layout, gguf_name, gguf_shape
+from llmlab.model.gguf_metadata import gguf_architecture
+from llmlab.model.gguf_names import ROPE_FACTORS, gguf_layout, gguf_name, gguf_shape, is_stacked
 from llmlab.model.gguf_quantize import encoded, format_named
+from llmlab.model.gguf_rope import rope_factors
 from llmlab.model.safetensors_files import StoredTensor, read_tensors
 from llmlab.model.weights import model_tensors
 from llmlab.tokenizers.files.gguf_writer import Value, gguf_head
@@ -36,7 +38,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 """The formats that are written, and `general.file_type` of such a file."""
 
 _ALIGNMENT = 32
-_ALWAYS_F32 = "position_embd.weight"
+_ALWAYS_F32 = ("position_embd.weight", "ffn_gate_inp.weight")
 _NUMBERS = {block_format.name: number for number, block_format in FORMATS.items()}
 
 
@@ -81,13 +83,11 @@ class GgufExport:
         self._heads = config.num_attention_heads, config.num_key_value_heads
         self._factors = rope_factors(config)
         with torch.device("meta"):
-            wanted = build_model(config).state_dict()
-        self._places: dict[str, StoredTensor] = {}
-        self.tensors: list[PlannedTensor] = []
-        for parameter, place in model_tensors(folder, config, wanted).items():
-            planned = self._planned(parameter, place, type_name)
-            self._places[planned.name] = place
-            self.tensors.append(planned)
+            wanted = parted_experts(build_model(config).state_dict())
+        self._places = self._grouped(model_tensors(folder, config, wanted))
+        self.tensors = [
+            self._planned(name, places, type_name) for name, places in self._places.items()
+        ]
         if self._factors is not None:
             shape = tuple(self._factors.shape)
             self.tensors.append(PlannedTensor(ROPE_FACTORS, shape, format_named("F32")))
@@ -115,20 +115,28 @@ class GgufExport:
                 _write_padded(file, b"")
                 on_progress({"tensors": f"{done + 1}/{len(self.tensors)}"})
 
-    def _planned(self, parameter: str, place: StoredTensor, type_name: str) -> PlannedTensor:
-        name = gguf_name(parameter, self._architecture)
-        if name is None:
-            raise ModelError(
-                f"{parameter} has no name in a GGUF file of {self._architecture}; the model is a "
-                "variant that llama.cpp does not compute"
-            )
-        shape = gguf_shape(place.shape, name, self._architecture)
+    def _grouped(self, found: Mapping[str, StoredTensor]) -> dict[str, list[StoredTensor]]:
+        """Return what each tensor of the file is made of: one parameter, or one of each expert."""
+        groups: dict[str, list[StoredTensor]] = {}
+        for parameter, place in found.items():
+            name = gguf_name(parameter, self._architecture)
+            if name is None:
+                raise ModelError(
+                    f"{parameter} has no name in a GGUF file of {self._architecture}; the model is "
+                    "a variant that llama.cpp does not compute"
+                )
+            groups.setdefault(name, []).append(place)
+        return groups
+
+    def _planned(self, name: str, places: list[StoredTensor], type_name: str) -> PlannedTensor:
+        shape = gguf_shape(places[0].shape, name, self._architecture)
         block_format = format_named(type_name)
-        if len(shape) < 2 or name == _ALWAYS_F32:
+        if len(shape) < 2 or name.endswith(_ALWAYS_F32):
             block_format = format_named("F32")
         elif shape[-1] % block_format.block_len:
             block_format = format_named("F16")
-        return PlannedTensor(name, shape, block_format)
+        stacked = (len(places), *shape) if is_stacked(name) else shape
+        return PlannedTensor(name, stacked, block_format)
 
     def _infos(self) -> bytes:
         infos, start = [], 0
@@ -145,8 +153,10 @@ class GgufExport:
         return b"".join(infos)
 
     def _read(self) -> Iterator[Tensor]:
-        for name, tensor in read_tensors(self._places):
-            yield gguf_layout(tensor, name, self._architecture, self._heads)
+        for name, places in self._places.items():
+            parts = [tensor for _, tensor in read_tensors(dict(enumerate(places)))]
+            whole = torch.stack(parts) if is_stacked(name) else parts[0]
+            yield gguf_layout(whole, name, self._architecture, self._heads)
         if self._factors is not None:
             yield self._factors
 

@@ -6,6 +6,7 @@ weights are decoded to the dtype asked for: the folder computes what the GGUF co
 model computed before somebody quantised it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor
 from llmlab.errors import ModelError
 from llmlab.model.build import build_model
 from llmlab.model.config import ModelConfig
+from llmlab.model.expert_names import joined_experts, parted_experts
 from llmlab.model.folder import save_model
 from llmlab.model.gguf import GgufFile
 from llmlab.model.gguf_architectures import hf_array, hf_config, hf_weights
+from llmlab.model.gguf_names import is_stacked
 from llmlab.model.gguf_tokenizer import gguf_tokenizer
 from llmlab.model.language_model import LanguageModel
 from llmlab.outputs import check_free
@@ -34,8 +37,8 @@ def import_gguf(
     """Turn a GGUF file into a model folder.
 
     Args:
-        file: a llama, qwen2, qwen3 or gpt2 model with a tokenizer that gguf_vocab.py names, its
-            tensors in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K.
+        file: a llama, qwen2, qwen3, qwen3moe or gpt2 model with a tokenizer that gguf_vocab.py
+            names, its tensors in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K.
         out: where the model folder shall appear.
         dtype: float32, bfloat16 or float16, of the weights in the folder.
         overwrite: replace an existing folder.
@@ -67,14 +70,19 @@ def gguf_model(file: GgufFile, *, on_progress: OnProgress = silent) -> LanguageM
     config = ModelConfig.from_dict(raw | _special_ids(file))
     with torch.device("meta"):
         model = build_model(config)
+    state = model.state_dict()
+    wanted = parted_experts(state)
     places = hf_weights(file, raw)
-    _check_names(model, places, file)
+    _check_names(wanted, places, file)
     weights: dict[str, Tensor] = {}
-    for done, (name, tensor) in enumerate(places.items(), start=1):
-        weights[name] = torch.from_numpy(hf_array(file, tensor, raw))
-        _check_shape(name, weights[name], model.get_parameter(name), file)
+    for done, (tensor, names) in enumerate(places.items(), start=1):
+        array = hf_array(file, tensor, raw)
+        parts = array if is_stacked(tensor) else [array]
+        for name, part in zip(names, parts, strict=False):
+            weights[name] = torch.from_numpy(part)
+            _check_shape(name, weights[name], wanted[name], file)
         on_progress({"tensors": f"{done}/{len(places)}"})
-    model.load_state_dict(weights, strict=True, assign=True)
+    model.load_state_dict(joined_experts(weights, state), strict=True, assign=True)
     return model
 
 
@@ -87,11 +95,13 @@ def _special_ids(file: GgufFile) -> dict[str, int]:
     }
 
 
-def _check_names(model: LanguageModel, places: dict[str, str], file: GgufFile) -> None:
-    wanted = {name for name, _ in model.named_parameters()}
-    missing, extra = sorted(wanted - places.keys()), sorted(places.keys() - wanted)
+def _check_names(
+    wanted: Mapping[str, Tensor], places: Mapping[str, list[str]], file: GgufFile
+) -> None:
+    found = {name: tensor for tensor, names in places.items() for name in names}
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or extra:
-        what = f"lacks {missing[0]}" if missing else f"has {places[extra[0]]!r}, which is unknown"
+        what = f"lacks {missing[0]}" if missing else f"has {found[extra[0]]!r}, which is unknown"
         raise ModelError(
             f"{file.path} {what} ({len(missing)} tensors missing, {len(extra)} too many); "
             "the file is incomplete or a variant that is not read"

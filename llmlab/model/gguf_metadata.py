@@ -1,23 +1,19 @@
 """The metadata of a GGUF file that say what llama.cpp computes: a model's config in its words.
 
-Not here: the tokenizer's keys (llmlab/tokenizers/files/gguf_vocab.py), names of tensors
-(gguf_names.py), reading (gguf_architectures.py). What llama.cpp would compute otherwise is refused.
-
-The keys `llmlab.rope.*` keep the numbers of Llama 3's rotary scaling, of which the format has only
-the divisors they lead to; llama.cpp passes over them.
+Not here: the tokenizer's keys (llmlab/tokenizers/files/gguf_vocab.py), rotary scaling
+(gguf_rope.py), names of tensors (gguf_names.py), reading (gguf_architectures.py). What llama.cpp
+would compute otherwise is refused.
 Source: the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md) and what llama.cpp reads.
 """
-
-import dataclasses
-
-import torch
-from torch import Tensor
 
 from llmlab.errors import ModelError
 from llmlab.model.config import ModelConfig
 from llmlab.model.gguf_names import CLASSES
-from llmlab.model.rope import inverse_frequencies
+from llmlab.model.gguf_rope import scaling_metadata
 from llmlab.tokenizers.files.gguf_writer import Value
+
+_SAME_AS = {"MistralForCausalLM": "LlamaForCausalLM"}
+"""Architectures that GGUF does not tell apart."""
 
 
 def gguf_architecture(config: ModelConfig) -> str:
@@ -26,13 +22,14 @@ def gguf_architecture(config: ModelConfig) -> str:
     Raises:
         ModelError: llama.cpp does not compute this model, or not so.
     """
+    wanted = _SAME_AS.get(config.architecture, config.architecture)
     for name, class_name in CLASSES.items():
-        if class_name == config.architecture:
+        if class_name == wanted:
             _check(config, name)
             return name
     raise ModelError(
-        f"architecture={config.architecture!r} has no form in GGUF here; those written are "
-        f"{', '.join(CLASSES.values())}"
+        f"{config.architecture} has no form in GGUF; those written are "
+        f"{', '.join((*CLASSES.values(), *_SAME_AS))}"
     )
 
 
@@ -62,30 +59,18 @@ def config_metadata(config: ModelConfig) -> dict[str, Value]:
             "rope.dimension_count": config.head_dim,
             "rope.freq_base": float(config.rope_theta),
         }
-    metadata = {f"{name}.{key}": value for key, value in keys.items()}
-    return metadata | _scaling_metadata(config, name)
+    metadata = {f"{name}.{key}": value for key, value in (keys | _expert_keys(config)).items()}
+    return metadata | scaling_metadata(config, name)
 
 
-def rope_factors(config: ModelConfig) -> Tensor | None:
-    """Return the divisor of each rotary frequency: (D / 2,), or None when a key says it all."""
-    if config.rope_scaling is None or config.rope_scaling.rope_type != "llama3":
-        return None
-    plain = inverse_frequencies(dataclasses.replace(config, rope_scaling=None))
-    factors = plain / inverse_frequencies(config)  # (D,), both halves alike
-    return factors[: config.head_dim // 2].to(torch.float32)
-
-
-def _scaling_metadata(config: ModelConfig, name: str) -> dict[str, Value]:
-    scaling = config.rope_scaling
-    if scaling is None:
+def _expert_keys(config: ModelConfig) -> dict[str, Value]:
+    if config.experts is None:
         return {}
-    if scaling.rope_type == "linear":
-        return {
-            f"{name}.rope.scaling.type": "linear",
-            f"{name}.rope.scaling.factor": float(scaling.factor),
-        }
-    numbers = {key: value for key, value in scaling.to_dict().items() if key != "rope_type"}
-    return {f"llmlab.rope.{key}": value for key, value in numbers.items()}
+    return {
+        "expert_count": config.experts.num_experts,
+        "expert_used_count": config.experts.num_experts_per_tok,
+        "expert_feed_forward_length": config.experts.moe_intermediate_size,
+    }
 
 
 def _check(config: ModelConfig, name: str) -> None:
@@ -100,14 +85,23 @@ def _check(config: ModelConfig, name: str) -> None:
             f"num_attention_heads x head_dim = {width} is not hidden_size={config.hidden_size}, "
             "which llama.cpp wants of Qwen2; use Qwen3 or Llama for such heads"
         )
-    scaling = config.rope_scaling
-    kind = scaling.rope_type if scaling else "linear"
-    if kind not in ("linear", "llama3"):
+    windows = [window for window in config.windows if window is not None]
+    if windows and min(windows) < config.max_position_embeddings:
         raise ModelError(
-            f"rope_type={kind!r} is not written to GGUF; those written are linear and llama3"
+            f"sliding_window={config.sliding_window} is passed over by llama.cpp for "
+            f"{config.architecture}; set max_position_embeddings no higher than the window"
         )
-    if kind == "llama3" and name != "llama":
+    _check_experts(config)
+
+
+def _check_experts(config: ModelConfig) -> None:
+    experts = config.experts
+    if experts is None:
+        return
+    dense = [layer for layer in range(config.num_hidden_layers) if not experts.in_layer(layer)]
+    if dense or not experts.norm_topk_prob:
+        what = f"layer {dense[0]} is dense" if dense else "norm_topk_prob is false"
         raise ModelError(
-            f"rope_type='llama3' is computed by llama.cpp for Llama only, not for "
-            f"{config.architecture}; use rope_type='linear'"
+            f"{what}, and llama.cpp computes Qwen3's mixture of experts in every layer, with "
+            "weights that sum to 1; train with decoder_sparse_step=1 and norm_topk_prob=true"
         )

@@ -3,7 +3,8 @@
 Two things are stored otherwise than Hugging Face stores them. In `llama`, the rows of the query and
 key projections are permuted inside each head, because llama.cpp rotates neighbouring pairs
 (2i, 2i+1) where Hugging Face rotates (i, i + D/2). In `gpt2`, the linear layers are transposed
-to (out, in), where Hugging Face's Conv1D keeps (in, out).
+to (out, in), where Hugging Face's Conv1D keeps (in, out). In `qwen3moe`, one tensor holds a matrix
+of every expert.
 
 Not here: metadata (gguf_architectures.py reads them, gguf_metadata.py writes them), number formats.
 Source: the names that the `gguf` package and llama.cpp use.
@@ -27,6 +28,12 @@ _DECODER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+}
+_EXPERT_NAMES = {
+    "ffn_gate_exps": "gate_proj",
+    "ffn_up_exps": "up_proj",
+    "ffn_down_exps": "down_proj",
 }
 _GPT2_NAMES = {
     "token_embd": "transformer.wte",
@@ -44,6 +51,7 @@ CLASSES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
     "gpt2": "GPT2LMHeadModel",
 }
 """GGUF's name of an architecture, and the class of transformers."""
@@ -52,29 +60,37 @@ ROPE_FACTORS = "rope_freqs.weight"
 """The tensor with a divisor for each rotary frequency (Llama 3's scaling)."""
 
 _TRANSPOSED = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
-_LAYER = {"gpt2": "transformer.h."}
-_DECODER_LAYER = "model.layers."
 
 
-def hf_name(tensor: str, architecture: str) -> str | None:
-    """Return Hugging Face's name of a tensor of a file; None when it is unknown."""
+def hf_names(tensor: str, architecture: str, num_experts: int = 0) -> list[str]:
+    """Return Hugging Face's names of what a tensor of a file holds; none when it is unknown.
+
+    A tensor of experts holds a matrix of each, for which model folders have a name each.
+    """
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", tensor)
+    if match is None:
+        return []
+    layer = f"{_layers_of(architecture)}{int(match[1])}." if match[1] else ""
+    if match[2] in _EXPERT_NAMES and architecture == "qwen3moe":
+        matrix = _EXPERT_NAMES[match[2]]
+        return [f"{layer}mlp.experts.{at}.{matrix}.weight" for at in range(num_experts)]
     names = _names_of(architecture)
-    if match is None or match[2] not in names:
-        return None
-    layer = f"{_LAYER.get(architecture, _DECODER_LAYER)}{int(match[1])}." if match[1] else ""
-    return f"{layer}{names[match[2]]}.{match[3]}"
+    return [f"{layer}{names[match[2]]}.{match[3]}"] if match[2] in names else []
 
 
 def gguf_name(parameter: str, architecture: str) -> str | None:
-    """Return GGUF's name of a parameter of a model; None when it has none."""
-    layers = re.escape(_LAYER.get(architecture, _DECODER_LAYER))
+    """Return the tensor of a file that holds a parameter of a model folder, or None."""
+    layers = re.escape(_layers_of(architecture))
     match = re.fullmatch(rf"(?:{layers}(\d+)\.)?(.+)\.(weight|bias)", parameter)
+    if match is None:
+        return None
     names = {hf: name for name, hf in _names_of(architecture).items()}
-    if match is None or match[2] not in names:
+    names |= {f"mlp.experts.{hf}": name for name, hf in _EXPERT_NAMES.items()}
+    module = re.sub(r"\.experts\.\d+\.", ".experts.", match[2])
+    if module not in names:
         return None
     layer = f"blk.{match[1]}." if match[1] else ""
-    return f"{layer}{names[match[2]]}.{match[3]}"
+    return f"{layer}{names[module]}.{match[3]}"
 
 
 def hf_layout(array: Any, tensor: str, architecture: str, heads: tuple[int, int]) -> Any:
@@ -96,6 +112,11 @@ def gguf_layout(array: Any, tensor: str, architecture: str, heads: tuple[int, in
     if num := _permuted_heads(tensor, architecture, heads):
         return pairs_from_halves(array, num)
     return array.T if _is_transposed(tensor, architecture) else array
+
+
+def is_stacked(tensor: str) -> bool:
+    """Whether a tensor of a file holds a matrix of each expert."""
+    return tensor.endswith("_exps.weight")
 
 
 def gguf_shape(shape: tuple[int, ...], tensor: str, architecture: str) -> tuple[int, ...]:
@@ -136,3 +157,7 @@ def _is_transposed(tensor: str, architecture: str) -> bool:
 
 def _names_of(architecture: str) -> dict[str, str]:
     return _GPT2_NAMES if architecture == "gpt2" else _DECODER_NAMES
+
+
+def _layers_of(architecture: str) -> str:
+    return "transformer.h." if architecture == "gpt2" else "model.layers."

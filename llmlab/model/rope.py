@@ -24,7 +24,7 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self._config = config
-        self._attention_factor = _attention_factor(config.rope_scaling)
+        self._attention_factor = attention_factor(config.rope_scaling)
         scaling = config.rope_scaling
         self._is_dynamic = scaling is not None and scaling.rope_type == "dynamic"
         self.register_buffer("inv_freq", inverse_frequencies(config), persistent=False)
@@ -141,8 +141,8 @@ def _yarn(inv_freq: Tensor, config: ModelConfig) -> Tensor:
     return inv_freq / scaling.factor * divided + inv_freq * (1 - divided)
 
 
-def _attention_factor(scaling: RopeScaling | None) -> float:
-    """Return yarn's factor on cosines and sines, 1 for every other kind."""
+def attention_factor(scaling: RopeScaling | None) -> float:
+    """Return yarn's factor on cosines and sines; it is 1 for every other kind."""
     if scaling is None or scaling.rope_type != "yarn":
         return 1.0
     if scaling.attention_factor is not None:

@@ -9,9 +9,10 @@ Format: https://github.com/huggingface/safetensors.
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +29,8 @@ FLOATS = {
     torch.float16: "F16",
 }
 """The dtypes that are written, widest first, and safetensors' names of them."""
+
+Key = TypeVar("Key", bound=Hashable)
 
 _MAPPED_BYTES = 64 << 20  # the pages of a mapped file stay in memory until the mapping is let go
 
@@ -63,7 +66,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def read_tensors(places: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(places: Mapping[Key, StoredTensor]) -> Iterator[tuple[Key, Tensor]]:
     """Yield each key of `places` with its tensor, in the order of `places`.
 
     A tensor is a view of the mapped file: no memory is taken before its numbers are used, and it
@@ -151,9 +154,9 @@ def _size(shape: tuple[int, ...], dtype: str) -> int:
     return torch.Size(shape).numel() * bits // 8
 
 
-def _runs(places: Mapping[str, StoredTensor]) -> Iterator[list[str]]:
+def _runs(places: Mapping[Key, StoredTensor]) -> Iterator[list[Key]]:
     """Cut the keys into runs that lie in one file and are mapped together."""
-    run: list[str] = []
+    run: list[Key] = []
     size = 0
     for key, place in places.items():
         if run and (place.file != places[run[0]].file or size >= _MAPPED_BYTES):

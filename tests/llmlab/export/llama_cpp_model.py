@@ -44,17 +44,11 @@ class _Batch(ctypes.Structure):
     ]
 
 
-def llama_cpp_logits(file: Path, ids: list[int]) -> np.ndarray:
-    """Return the logits after each id: float32 (T, V); skip the test without llama.cpp."""
-    return _asked(file, ids, num_new=0)["logits"]
+def llama_cpp(file: Path, ids: list[int], num_new: int = 0) -> tuple[np.ndarray, list[int]]:
+    """Return the logits after each id, float32 (T, V), and the ids that follow greedily.
 
-
-def llama_cpp_greedy(file: Path, ids: list[int], num_new: int) -> list[int]:
-    """Return the ids that follow, the likeliest each time; skip the test without llama.cpp."""
-    return _asked(file, ids, num_new)["new"].tolist()
-
-
-def _asked(file: Path, ids: list[int], num_new: int) -> Any:
+    The test is skipped without llama.cpp.
+    """
     if importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("xllamacpp is not installed; run `pip install xllamacpp`")
     answer = file.with_suffix(".npz")
@@ -63,7 +57,8 @@ def _asked(file: Path, ids: list[int], num_new: int) -> Any:
         [sys.executable, __file__, json.dumps(request)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return np.load(answer)
+    told = np.load(answer)
+    return told["logits"], told["new"].tolist()
 
 
 def _main() -> None:

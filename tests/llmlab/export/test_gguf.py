@@ -1,5 +1,6 @@
 """Model folders as GGUF files: what llama.cpp computes with them, and the way back."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from llmlab.cli.main import main
 from llmlab.errors import ModelError, OutputError, TokenizerError
 from llmlab.export import ExportGgufConfig, export_gguf
 from llmlab.model import LanguageModel, import_gguf, load_model, save_model
+from llmlab.model.config_json import ATTENTION_SIZES
+from llmlab.model.experts_config import Experts
 from llmlab.model.generation import generate_ids
 from llmlab.model.gguf import GgufFile
 from llmlab.model.rope_config import RopeScaling
 from llmlab.tokenizers import Tokenizer
 from tests.full_disk import files_no_larger_than
-from tests.llmlab.export.llama_cpp_model import llama_cpp_greedy, llama_cpp_logits
+from tests.llmlab.export.llama_cpp_model import llama_cpp
 from tests.tiny import TEXTS, tiny_model, tiny_model_folder, tiny_tokenizer
 
 # Float32 sums in another order, logits of size about 6. GPT-2's GELU is a table of float16 there.
@@ -31,12 +34,33 @@ LLAMA3 = RopeScaling(
     original_max_position_embeddings=64,
 )
 LINEAR = RopeScaling(rope_type="linear", factor=4.0)
+YARN = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+YARN_ODD = RopeScaling(
+    rope_type="yarn",
+    factor=8.0,
+    original_max_position_embeddings=16,
+    attention_factor=1.5,
+    beta_fast=16.0,
+    beta_slow=2.0,
+)
+EXPERTS = Experts(
+    num_experts=4, num_experts_per_tok=2, moe_intermediate_size=40, norm_topk_prob=True
+)
+DYNAMIC = RopeScaling(rope_type="dynamic", factor=4.0)
+UNROUNDED = dataclasses.replace(YARN, truncate=False)
+UNNORMED = dataclasses.replace(EXPERTS, norm_topk_prob=False)
+SOME_DENSE = dataclasses.replace(EXPERTS, decoder_sparse_step=2)
+RECURRENT = {"hidden_act": "tanh", **dict.fromkeys(ATTENTION_SIZES, 0)}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {}),
     ("qwen3", {"rope_scaling": LINEAR, "tie_word_embeddings": False}),
     ("llama", {}),
     ("llama", {"rope_scaling": LLAMA3, "tie_word_embeddings": False}),
+    ("llama", {"rope_scaling": YARN}),
+    ("mistral", {}),
     ("qwen2", {"head_dim": 12}),
+    ("qwen3", {"rope_scaling": YARN_ODD}),
+    ("qwen3_moe", {"experts": EXPERTS}),
     ("gpt2", {}),
     ("gpt2", {"tie_word_embeddings": False}),
 ]
@@ -52,7 +76,7 @@ def folder_of(model: LanguageModel, path: Path) -> Path:
     return path
 
 
-def export(folder: Path, kind: str, **settings: Any) -> Path:
+def export(folder: Path, kind: Any, **settings: Any) -> Path:
     out = folder.with_name(f"{folder.name}-{kind}.gguf")
     return export_gguf(ExportGgufConfig(model=folder, out=out, type=kind, **settings)).out
 
@@ -66,13 +90,13 @@ def test_llama_cpp_computes_the_same(architecture: str, changes: dict[str, Any],
     """Logits at every place, and the tokens that follow; 16 rows more than there are tokens."""
     model = tiny_model(architecture, vocab_size=400, **changes)
     file = export(folder_of(model, tmp_path / "model"), "f32")
-    ids = some_ids(60)
+    ids = some_ids(50)
     with torch.no_grad():
         expected = model(torch.tensor([ids]))[0].numpy()
+    logits, following = llama_cpp(file, ids, num_new=12)
     atol = TOLERANCE.get(architecture, FLOAT32_TOLERANCE)
-    np.testing.assert_allclose(llama_cpp_logits(file, ids), expected, atol=atol, rtol=0)
-    greedy = list(generate_ids(model, ids[:9], max_tokens=12))
-    assert llama_cpp_greedy(file, ids[:9], 12) == greedy
+    np.testing.assert_allclose(logits, expected, atol=atol, rtol=0)
+    assert following == list(generate_ids(model, ids, max_tokens=12))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +112,7 @@ def test_llama_cpp_computes_nearly_the_same_with_fewer_bits(
     ids = some_ids(40)
     with torch.no_grad():
         expected = rounded_model(torch.tensor([ids]))[0].numpy()
-    error = llama_cpp_logits(file, ids) - expected
+    error = llama_cpp(file, ids)[0] - expected
     # About 3 to 5 roundings after 22 products in a row; other weights would be 100 and more.
     assert error.std() <= 8 * rounding * expected.std()
 
@@ -101,6 +125,7 @@ def test_float32_comes_back_bit_for_bit(architecture: str, changes: dict[str, An
     assert tokenizer.fingerprint == tiny_tokenizer().fingerprint
     assert tokenizer.chat_template == tiny_tokenizer().chat_template
     assert back.config.rope_scaling == model.config.rope_scaling
+    assert back.config.experts == model.config.experts
     assert back.state_dict().keys() == model.state_dict().keys()
     for name, weight in model.state_dict().items():
         assert torch.equal(back.state_dict()[name], weight), name
@@ -179,6 +204,12 @@ def test_other_tokenizers_come_back_equal(algorithm: Any, tmp_path: Path):
     [
         ("gpt2", {"hidden_act": "gelu"}, "hidden_act='gelu' is GELU itself.*gelu_new"),
         ("qwen3", {"rope_scaling": LLAMA3}, "rope_type='llama3' is computed.*for Llama only"),
+        ("llama", {"rope_scaling": DYNAMIC}, "rope_type='dynamic' is not computed by llama.cpp"),
+        ("qwen3", {"rope_scaling": UNROUNDED}, "truncate=False in rope_scaling"),
+        ("mistral", {"sliding_window": 64}, "sliding_window=64 is passed over by llama.cpp"),
+        ("qwen3_moe", {"experts": UNNORMED}, "norm_topk_prob is false, and llama.cpp"),
+        ("qwen3_moe", {"experts": SOME_DENSE}, "layer 0 is dense, and llama.cpp"),
+        ("lstm", RECURRENT, "LSTMForCausalLM has no form in GGUF"),
         ("qwen2", {"head_dim": 16}, "num_attention_heads x head_dim = 64 is not hidden_size=48"),
     ],
 )
