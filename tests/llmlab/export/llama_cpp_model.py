@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 # Structures that are passed by value: they may grow, their fields begin at these bytes.
 _PARAMS_BYTES = 512
 _N_CTX, _N_BATCH, _THREADS, _FLASH_ATTENTION, _KV_TYPES = 0, 4, (28, 32), 52, (104, 108)
 _F16, _F32 = 1, 0
+
+HAS_LLAMA_CPP = importlib.util.find_spec("xllamacpp") is not None
 
 
 class _Params(ctypes.Structure):
@@ -45,12 +46,7 @@ class _Batch(ctypes.Structure):
 
 
 def llama_cpp(file: Path, ids: list[int], num_new: int = 0) -> tuple[np.ndarray, list[int]]:
-    """Return the logits after each id, float32 (T, V), and the ids that follow greedily.
-
-    The test is skipped without llama.cpp.
-    """
-    if importlib.util.find_spec("xllamacpp") is None:
-        pytest.skip("xllamacpp is not installed; run `pip install xllamacpp`")
+    """Return the logits after each id, float32 (T, V), and the ids that follow greedily."""
     answer = file.with_suffix(".npz")
     request = {"file": str(file), "ids": ids, "num_new": num_new, "answer": str(answer)}
     done = subprocess.run(

@@ -20,7 +20,7 @@ from llmlab.model.gguf import GgufFile
 from llmlab.model.rope_config import RopeScaling
 from llmlab.tokenizers import Tokenizer
 from tests.full_disk import files_no_larger_than
-from tests.llmlab.export.llama_cpp_model import llama_cpp
+from tests.llmlab.export.llama_cpp_model import HAS_LLAMA_CPP, llama_cpp
 from tests.tiny import TEXTS, tiny_model, tiny_model_folder, tiny_tokenizer
 
 # Float32 sums in another order, logits of size about 6. GPT-2's GELU is a table of float16 there.
@@ -65,6 +65,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gpt2", {"tie_word_embeddings": False}),
 ]
 
+needs_llama_cpp = pytest.mark.skipif(
+    not HAS_LLAMA_CPP, reason="needs llama.cpp: `pip install xllamacpp`"
+)
+
 
 def folder_of(model: LanguageModel, path: Path) -> Path:
     """A model folder whose norms and biases are no ones and zeros, which would hide a swap."""
@@ -85,6 +89,7 @@ def some_ids(count: int) -> list[int]:
     return torch.randint(0, 300, (count,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
+@needs_llama_cpp
 @pytest.mark.parametrize(("architecture", "changes"), CASES, ids=lambda x: str(x)[:40])
 def test_llama_cpp_computes_the_same(architecture: str, changes: dict[str, Any], tmp_path: Path):
     """Logits at every place, and the tokens that follow; 16 rows more than there are tokens."""
@@ -99,6 +104,7 @@ def test_llama_cpp_computes_the_same(architecture: str, changes: dict[str, Any],
     assert following == list(generate_ids(model, ids, max_tokens=12))
 
 
+@needs_llama_cpp
 @pytest.mark.parametrize(
     ("kind", "rounding"), [("f16", 2.0**-11), ("bf16", 2.0**-8), ("q8_0", 1 / 127)]
 )
