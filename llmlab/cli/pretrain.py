@@ -1,11 +1,9 @@
-"""`llmlab pretrain` and its reports: show the progress, say what came out or how to go on."""
+"""`llmlab pretrain`: show the progress, say what came out or how to go on."""
 
 import sys
 from dataclasses import dataclass
 
 from llmlab.pretrain.config import PretrainConfig
-from llmlab.pretrain.report.config import ReportConfig
-from llmlab.pretrain.report.run import Reported, report
 from llmlab.pretrain.run import PretrainResult, pretrain
 from llmlab.track import Progress
 
@@ -45,8 +43,3 @@ def run(config: PretrainConfig) -> Pretrained:
         )
         raise SystemExit(130)
     return Pretrained(**vars(result))
-
-
-def make_report(config: ReportConfig) -> Reported:
-    """Write a report card, or runs side by side."""
-    return report(config)

@@ -55,7 +55,7 @@ VERBS: dict[str, Verb] = {
     ),
     "pretrain report": Verb(
         "llmlab.pretrain.report.config:ReportConfig",
-        "llmlab.cli.pretrain:make_report",
+        "llmlab.pretrain.report.run:report",
         "the report card of a run again, or several runs side by side",
     ),
     "generate": Verb(

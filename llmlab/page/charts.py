@@ -71,6 +71,7 @@ def line_chart(
     x_log: bool = False,
     y_log: bool = False,
     y_max: float | None = None,
+    from_zero: bool = False,
     note: str = "",
 ) -> Chart:
     """Draw lines over one pair of axes.
@@ -82,11 +83,14 @@ def line_chart(
         x_log: whether it is logarithmic.
         y_log: whether the vertical axis is.
         y_max: where the vertical axis ends, if not with the largest value.
+        from_zero: whether the vertical axis begins at 0.
         note: a sentence below.
     """
     kept = [_drawable(line, x_log, y_log) for line in lines]
     xs = [x for line in kept for x, _ in line.points]
     ys = [y for line in kept for y in _heights(line) if y_max is None or y <= y_max]
+    if from_zero:
+        ys.append(0.0)
     paper = _Paper(
         axis_over(xs, is_log=x_log, start=_LEFT, end=_WIDTH - _RIGHT, pad=0.01),
         axis_over(ys, is_log=y_log, start=_HEIGHT - _BOTTOM, end=_TOP),

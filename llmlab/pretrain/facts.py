@@ -56,7 +56,7 @@ def device_name(device: torch.device) -> str:
     """Return the name of a GPU, or of the processor with the cores this process may use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {physical_cores()} cores, {torch.get_num_threads()} threads"
+    return f"{_processor()}, {physical_cores()} cores ({torch.get_num_threads()} used)"
 
 
 def restart_peak_memory(device: torch.device) -> None:

@@ -68,21 +68,29 @@ def curve(label: str, values: Points, colour: int | None = None) -> Line:
 def loss_charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
     """Return training and validation loss, and validation in bits per byte, over steps.
 
+    The measurement at the end is over more text than those on the way, so it stands apart.
+
     Args:
         rows: of metrics.jsonl.
     """
-    train, held_out = points(rows, "loss"), points(rows, "val_loss")
+    on_the_way = [row for row in rows if not row.get("final")]
+    at_the_end = [row for row in rows if row.get("final")]
+    train = points(rows, "loss")
     charts = []
-    if train:
-        lines = [curve("training, smoothed", train)]
-        if held_out:
-            lines.append(Line(label="held out", points=held_out, style="both"))
-        charts.append(
-            line_chart("Loss, nats per token", lines, x_label="step", y_max=_ceiling(train))
-        )
-    if bits := points(rows, "bits_per_byte"):
-        line = Line(label="held out", points=bits, style="both", colour=1)
-        charts.append(line_chart("Held-out bits per byte", [line], x_label="step"))
+    for title, key, first in (
+        ("Loss, nats per token", "val_loss", [curve("training, smoothed", train)]),
+        ("Held-out bits per byte", "bits_per_byte", []),
+    ):
+        lines = [
+            *first,
+            Line(label="held out", points=points(on_the_way, key), style="both", colour=1),
+            Line(label="at the end, more of it", points=points(at_the_end, key), style="points",
+                 colour=4),
+        ]  # fmt: skip
+        lines = [line for line in lines if line.points]
+        ceiling = _ceiling(train) if first else None
+        if lines:
+            charts.append(line_chart(title, lines, x_label="step", y_max=ceiling))
     return charts
 
 
@@ -114,7 +122,12 @@ def training_charts(
     ):
         if found := _over_minutes(rows, key, scale):
             charts.append(
-                line_chart(title, [curve(key, found, colour)], x_label="minutes of training")
+                line_chart(
+                    title,
+                    [curve(key, found, colour)],
+                    x_label="minutes of training",
+                    from_zero=True,
+                )
             )
     return charts + _measured(validations)
 
