@@ -17,8 +17,9 @@ import torch
 from llmlab.data.batch import IGNORED, Batch
 from llmlab.data.best_fit import PackingPlan
 from llmlab.data.config import Packing
+from llmlab.data.growing import GrowingTokens
 from llmlab.data.mixture import Mixture
-from llmlab.data.shards import Shards, Split
+from llmlab.data.shards import Shards, Split, Tokens
 from llmlab.data.windows import BestFitLayout, Pieces, Windows
 from llmlab.errors import ConfigError, DataError
 
@@ -70,10 +71,10 @@ class Batches:
             Windows(folder, split, context_len=context_len, seed=seed, packing=packing)
             for folder in folders
         ]
-        self._mixture = Mixture(weights or [source.num_windows for source in self._sources])
+        self._mixture = Mixture(weights or self._sizes())
         self._identity = {
             "tokenizer_fingerprint": folders[0].meta["tokenizer_fingerprint"],
-            "num_tokens": [len(folder.split(split)) for folder in folders],
+            "num_tokens": [_num_tokens(folder.split(split)) for folder in folders],
             "split": split,
             "context_len": context_len,
             "packing": packing,
@@ -100,15 +101,15 @@ class Batches:
         )
 
     @property
-    def num_windows(self) -> list[int]:
-        """Windows in an epoch of each source."""
+    def num_windows(self) -> list[int | None]:
+        """Windows in an epoch of each source; None while it grows."""
         return [source.num_windows for source in self._sources]
 
     @property
-    def epochs(self) -> list[float]:
-        """Passes over each source so far, by all processes together."""
-        sources = zip(self._mixture.taken, self._sources, strict=True)
-        return [taken / source.num_windows for taken, source in sources]
+    def epochs(self) -> list[float | None]:
+        """Passes over each source so far, by all processes together; None while it grows."""
+        sources = zip(self._mixture.taken, self.num_windows, strict=True)
+        return [taken / windows if windows else None for taken, windows in sources]
 
     @property
     def shares(self) -> list[float]:
@@ -139,11 +140,22 @@ class Batches:
                 )
         self._mixture.taken = [int(taken) for taken in state["taken"]]
 
+    def _sizes(self) -> list[int]:
+        sizes = self.num_windows
+        if len(sizes) == 1:
+            return [1]
+        if None in sizes:
+            raise ConfigError(
+                "the size of text that is tokenized ahead is not known; set --weights, or "
+                "--no-tokenize-ahead"
+            )
+        return [size for size in sizes if size]
+
     def _pieces(self, turns: list[tuple[int, int]]) -> list[tuple[Windows, Pieces]]:
         found: list[tuple[Windows, Pieces] | None] = [None] * len(turns)
         for number, source in enumerate(self._sources):
             rows = [row for row, (whose, _) in enumerate(turns) if whose == number]
-            pieces = source.pieces(turns[row][1] for row in rows)
+            pieces = source.pieces([turns[row][1] for row in rows])
             for row, window in zip(rows, pieces, strict=True):
                 found[row] = source, window
         return [pair for pair in found if pair is not None]
@@ -189,6 +201,10 @@ def val_batches(
             torch.from_numpy(labels.reshape(rows, context_len)),  # (B, T)
             torch.from_numpy(numbers) if document_ids else None,
         )
+
+
+def _num_tokens(tokens: Tokens) -> int | None:
+    return None if isinstance(tokens, GrowingTokens) else len(tokens)
 
 
 def _check_sizes(batch_size: int, context_len: int) -> None:

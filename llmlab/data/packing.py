@@ -9,8 +9,9 @@ Not here: reading sources (documents.py), the files (shards.py).
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from llmlab.data.documents import iter_documents
 from llmlab.data.encoding import encode_documents
 from llmlab.data.shards import FORMAT_VERSION, SplitWriter, open_split, token_dtype
 from llmlab.errors import ConfigError, DataError
-from llmlab.outputs import check_free, whole_folder
+from llmlab.outputs import check_free, whole_file, whole_folder
 from llmlab.tokenizers import Tokenizer
 from llmlab.track import OnProgress, silent
 
@@ -90,22 +91,14 @@ def pack(config: PackConfig, on_progress: OnProgress = silent) -> PackResult:
     """
     _check(config)
     check_free(config.out, overwrite=config.overwrite)
-    tokenizer = Tokenizer.load(config.tokenizer)
-    if tokenizer.eos_token_id is None:
-        raise DataError(
-            f"the tokenizer {config.tokenizer} has no end-of-text token (eos_token), which ends "
-            "every document; set eos_token in its tokenizer_config.json"
-        )
+    tokenizer = checked_tokenizer(config.tokenizer)
     with whole_folder(config.out, overwrite=config.overwrite) as folder:
-        run = _Run(config, tokenizer, folder, on_progress)
+        run = Writing(config, tokenizer, folder, on_progress)
         meta = run.write(tail_of=None)
         if config.val_fraction and not all(s["documents"] for s in meta["splits"].values()):
             on_progress({"note": "few documents: the end of the longest one is held out"})
             meta = run.write(tail_of=run.longest)
-        overlap = run.overlap(meta)
-        meta["overlap"] = asdict(overlap)
-        tokenizer.save(folder / "tokenizer")
-        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        overlap = run.finish(meta)
     train, val = meta["splits"]["train"], meta["splits"]["val"]
     num_bytes = train["bytes"] + val["bytes"]
     return PackResult(
@@ -117,6 +110,22 @@ def pack(config: PackConfig, on_progress: OnProgress = silent) -> PackResult:
         bytes_per_token=num_bytes / (train["tokens"] + val["tokens"]),
         overlap=overlap,
     )
+
+
+def checked_tokenizer(folder: Path) -> Tokenizer:
+    """Load a tokenizer that can end a document.
+
+    Raises:
+        DataError: it has no end-of-text token.
+        TokenizerError: the folder cannot be used.
+    """
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"the tokenizer {folder} has no end-of-text token (eos_token), which ends every "
+            "document; set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
 
 
 def is_held_out(data: bytes, fraction: float) -> bool:
@@ -155,8 +164,15 @@ def _check(config: PackConfig) -> None:
         raise ConfigError(f"num_threads={config.num_threads} is below 1; leave it unset or use 1")
 
 
-class _Run:
-    """One `pack`: reads the sources once, or twice when nothing was held out."""
+class Writing:
+    """The two splits in the making: reads the sources once, or twice when nothing was held out.
+
+    Args:
+        config: what to read; its `out` plays no part here.
+        tokenizer: has an eos.
+        folder: to write into.
+        on_progress: gets counts, and notes.
+    """
 
     def __init__(
         self, config: PackConfig, tokenizer: Tokenizer, folder: Path, on_progress: OnProgress
@@ -169,21 +185,37 @@ class _Run:
         self._longest_bytes, self._longest_digest = -1, b""
         self.longest = 0
 
-    def write(self, tail_of: int | None) -> dict[str, Any]:
-        """Write both splits and return meta.json; `tail_of` names the one document to cut."""
+    def write(
+        self,
+        tail_of: int | None = None,
+        done: Mapping[str, Mapping[str, int]] | None = None,
+        on_document: Callable[[dict[str, SplitWriter]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Write both splits and return what meta.json says of them.
+
+        Args:
+            tail_of: number of the one document to cut, if the hash holds nothing out.
+            done: counts of each split to go on from; their documents are read past.
+            on_document: gets the writers after each document.
+        """
         config, tokenizer = self._config, self._tokenizer
         dtype = token_dtype(tokenizer.vocab_size)
         splits = {
-            name: SplitWriter(self._folder, name, dtype, config.shard_tokens)
+            name: SplitWriter(
+                self._folder, name, dtype, config.shard_tokens, done[name] if done else None
+            )
             for name in ("train", "val")
         }
+        num_done = sum(counts["documents"] for counts in done.values()) if done else 0
         eos = np.array([tokenizer.eos_token_id], dtype)
         with splits["train"], splits["val"]:
-            parts = self._parts(tail_of)
+            parts = islice(self._parts(tail_of), num_done, None)
             keyed = ((part, part.data.decode()) for part in parts)
             for part, ids in encode_documents(keyed, tokenizer, config.num_threads):
                 splits[part.split].add(np.concatenate([ids, eos]), len(part.data))
                 self._report(splits)
+                if on_document:
+                    on_document(splits)
         return {
             "format_version": FORMAT_VERSION,
             "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -197,8 +229,20 @@ class _Run:
             "sources": [source.row() for source in self._sources],
         }
 
-    def overlap(self, meta: dict[str, Any]) -> Overlap:
-        """Compare the two splits just written; warn of what they share."""
+    def finish(self, meta: dict[str, Any]) -> Overlap:
+        """Compare the splits, warn of what they share, and complete the folder: meta.json is last.
+
+        Args:
+            meta: of `write`.
+        """
+        overlap = self._overlap(meta)
+        self._tokenizer.save(self._folder / "tokenizer")
+        text = json.dumps({**meta, "overlap": asdict(overlap)}, indent=2) + "\n"
+        with whole_file(self._folder / "meta.json") as path:
+            path.write_text(text, encoding="utf-8")
+        return overlap
+
+    def _overlap(self, meta: dict[str, Any]) -> Overlap:
         train, val = (open_split(self._folder, name, meta) for name in ("train", "val"))
         num_bytes = sum(split["bytes"] for split in meta["splits"].values())
         found = find_overlap(

@@ -12,6 +12,7 @@ i // shard_tokens; documents run on across files. Not here: what is written (pac
 
 import json
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -39,17 +40,37 @@ class SplitWriter:
         split: `train` or `val`.
         dtype: of the ids on disk.
         shard_tokens: tokens a file.
+        done: the `counts` of an earlier writer, to go on behind its documents; what it wrote
+            after them is taken away.
     """
 
-    def __init__(self, folder: Path, split: str, dtype: np.dtype[Any], shard_tokens: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        dtype: np.dtype[Any],
+        shard_tokens: int,
+        done: Mapping[str, int] | None = None,
+    ) -> None:
         self._folder, self._split, self._dtype = folder, split, dtype
         self._shard_tokens = shard_tokens
-        self._starts = array("q")
-        self.num_tokens = 0
-        self.num_bytes = 0
-        for stale in folder.glob(f"{split}-*.bin"):
+        self.num_tokens = done["tokens"] if done else 0
+        self.num_bytes = done["bytes"] if done else 0
+        number, within = divmod(self.num_tokens, shard_tokens)
+        kept = {self._shard(before) for before in range(number)}
+        for stale in set(folder.glob(f"{split}-*.bin")) - kept - {self._shard(number)}:
             stale.unlink()
-        self._file = self._shard(0).open("wb")
+        self._file = self._shard(number).open("ab")
+        self._file.truncate(within * dtype.itemsize)
+        self._starts = array("q")
+        self._flushed_starts = folder / f"{split}-docs.part"
+        if done:
+            with self._flushed_starts.open("r+b") as file:
+                self._starts.fromfile(file, done["documents"])
+                file.truncate()
+        else:
+            self._flushed_starts.unlink(missing_ok=True)
+        self._num_flushed = len(self._starts)
 
     def add(self, ids: NDArray[Any], num_bytes: int) -> None:
         """Append one document: its ids, and how many UTF-8 bytes they stand for."""
@@ -63,6 +84,13 @@ class SplitWriter:
             if len(piece) == room:
                 self._file.close()
                 self._file = self._shard(self.num_tokens // self._shard_tokens).open("wb")
+
+    def flush(self) -> None:
+        """Bring onto the disk what another writer needs to go on from `counts`."""
+        self._file.flush()
+        with self._flushed_starts.open("ab") as file:
+            self._starts[self._num_flushed :].tofile(file)
+        self._num_flushed = len(self._starts)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -89,20 +117,36 @@ class SplitWriter:
         last = Path(self._file.name)
         if self.num_tokens and last.stat().st_size == 0:
             last.unlink()
-        starts = np.frombuffer(self._starts, dtype=np.int64)
-        np.save(self._folder / f"{self._split}-docs.npy", starts)
+        if error is None:
+            starts = np.frombuffer(self._starts, dtype=np.int64)
+            np.save(self._folder / f"{self._split}-docs.npy", starts)
+            self._flushed_starts.unlink(missing_ok=True)
 
 
 class Tokens:
-    """The ids of a split as one array over its mapped files; slices are plain numpy arrays."""
+    """The ids of a split as one array over its mapped files; slices are plain numpy arrays.
 
-    def __init__(self, files: list[Path], dtype: np.dtype[Any], shard_tokens: int) -> None:
+    Args:
+        files: in order.
+        dtype: of the ids.
+        shard_tokens: ids in each file but the last.
+        num_tokens: how many of the ids count; None for all.
+    """
+
+    def __init__(
+        self,
+        files: list[Path],
+        dtype: np.dtype[Any],
+        shard_tokens: int,
+        num_tokens: int | None = None,
+    ) -> None:
         self.dtype = dtype
         self._shard_tokens = shard_tokens
-        self._shards = [
-            np.memmap(file, dtype=dtype, mode="r") for file in files if file.stat().st_size
-        ]
-        self._len = sum(len(shard) for shard in self._shards)
+        self._shards: list[NDArray[Any]] = []
+        self._len = 0
+        for file in files:
+            self._map(file)
+        self._len = self._len if num_tokens is None else min(self._len, num_tokens)
 
     def __len__(self) -> int:
         return self._len
@@ -128,6 +172,11 @@ class Tokens:
         if len(pieces) == 1:
             return np.asarray(pieces[0])
         return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
+
+    def _map(self, file: Path) -> None:
+        if file.stat().st_size:
+            self._shards.append(np.memmap(file, dtype=self.dtype, mode="r"))
+            self._len += len(self._shards[-1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)

@@ -1,13 +1,12 @@
-"""The windows of one split: which tokens each holds, and the shuffled order they come in.
+"""The windows of one split: which tokens each holds.
 
 A window is a list of pieces (first token, number of tokens). Every token of a piece is scored, and
-predicted from the token before it: eos, where a document begins. The order is a pure function of
-(seed, position), so that any place in it is reached at once.
+predicted from the token before it: eos, where a document begins.
 
-Not here: turns of several splits, batches (batches.py).
+Not here: their order (order.py), turns of several splits, batches (batches.py).
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -16,14 +15,15 @@ from numpy.typing import NDArray
 from llmlab.data.batch import IGNORED
 from llmlab.data.best_fit import plan_best_fit
 from llmlab.data.config import Packing
-from llmlab.data.permutation import Permutation
-from llmlab.data.shards import Shards, Split
+from llmlab.data.growing import GrowingTokens
+from llmlab.data.order import Order
+from llmlab.data.shards import Shards, Split, Tokens
 from llmlab.errors import ConfigError
 
 Pieces = list[tuple[int, int]]
 
-_PHASE, _ORDER = 0, 1
-"""What a number is drawn for: part of its seed."""
+_PHASE = 0
+"""Part of the seed: what the number is drawn for."""
 
 
 class StreamLayout:
@@ -32,16 +32,21 @@ class StreamLayout:
     Each epoch draws another phase, so that windows start at other tokens.
 
     Args:
-        num_tokens: of the split; more than `context_len`.
+        tokens: the split; more than `context_len`, or growing.
         context_len: tokens a window, T.
         seed: of the phases.
     """
 
-    def __init__(self, num_tokens: int, context_len: int, seed: int) -> None:
-        self._context_len, self._seed = context_len, seed
-        self.num_windows = max(1, (num_tokens - context_len) // context_len)
-        self._num_phases = min(context_len, num_tokens - self.num_windows * context_len)
+    def __init__(self, tokens: Tokens, context_len: int, seed: int) -> None:
+        self._tokens, self._context_len, self._seed = tokens, context_len, seed
         self._phase = lru_cache(maxsize=4)(self._draw_phase)
+
+    @property
+    def num_windows(self) -> int | None:
+        """Windows an epoch; None while the split grows."""
+        if isinstance(self._tokens, GrowingTokens) and not self._tokens.complete:
+            return None
+        return max(1, (len(self._tokens) - self._context_len) // self._context_len)
 
     def pieces(self, epoch: int, window: int) -> Pieces:
         """Return the one piece of a window."""
@@ -49,7 +54,10 @@ class StreamLayout:
 
     def _draw_phase(self, epoch: int) -> int:
         drawn = np.random.SeedSequence((self._seed, epoch, _PHASE)).generate_state(1, np.uint64)
-        return int(drawn[0]) % self._num_phases
+        phases = self._context_len
+        if self.num_windows:  # a split of less than two windows has fewer places to start at
+            phases = min(phases, len(self._tokens) - self.num_windows * self._context_len)
+        return int(drawn[0]) % phases
 
 
 class BestFitLayout:
@@ -88,32 +96,32 @@ class Windows:
         self, shards: Shards, split: Split, *, context_len: int, seed: int, packing: Packing
     ) -> None:
         self._tokens = shards.split(split)
-        if len(self._tokens) <= context_len:
+        self._context_len, self._eos = context_len, shards.eos_token_id
+        self._growing = self._tokens if isinstance(self._tokens, GrowingTokens) else None
+        if self._growing is None and len(self._tokens) <= context_len:
             raise ConfigError(
                 f"context_len={context_len} needs {context_len + 1} tokens, but the {split} split "
                 f"of {shards.folder} has {len(self._tokens)}; use a smaller context or more data"
             )
-        self._eos, self._seed = shards.eos_token_id, seed
         if packing == "stream":
-            self.layout = StreamLayout(len(self._tokens), context_len, seed)
+            self.layout = StreamLayout(self._tokens, context_len, seed)
         else:
             self.layout = BestFitLayout(shards, split, context_len)
-        self._permutation = lru_cache(maxsize=4)(self._draw_permutation)
+        self._block = _block_windows(self._growing, context_len) if self._growing else None
+        self._order = Order(seed, self._block)
 
     @property
-    def num_windows(self) -> int:
-        """Windows an epoch."""
+    def num_windows(self) -> int | None:
+        """Windows an epoch; None while the split grows."""
         return self.layout.num_windows
 
-    def pieces(self, positions: Iterable[int]) -> list[Pieces]:
+    def pieces(self, positions: Sequence[int]) -> list[Pieces]:
         """Return the pieces of the windows at some positions of the endless order."""
-        places = [divmod(position, self.num_windows) for position in positions]
-        found: dict[tuple[int, int], int] = {}
-        for epoch in {epoch for epoch, _ in places}:
-            indices = [index for other, index in places if other == epoch]
-            shuffled = self._permutation(epoch)(np.array(indices))
-            found.update(zip(((epoch, i) for i in indices), shuffled.tolist(), strict=True))
-        return [self.layout.pieces(epoch, found[epoch, index]) for epoch, index in places]
+        if self._growing is not None and self._block and positions:
+            blocks = max(positions) // self._block + 1
+            self._growing.wait_for(blocks * self._growing.block_tokens)
+        places = self._order.places(positions, self.num_windows)
+        return [self.layout.pieces(epoch, window) for epoch, window in places]
 
     def write(
         self,
@@ -144,5 +152,16 @@ class Windows:
         input_ids[at:] = self._eos
         labels[at:] = IGNORED
 
-    def _draw_permutation(self, epoch: int) -> Permutation:
-        return Permutation(self.num_windows, self._seed, epoch, _ORDER)
+
+def _block_windows(tokens: GrowingTokens, context_len: int) -> int:
+    """Windows shuffled together: one less than fit, so that block n needs no token of a later one.
+
+    A window is predicted from the token before it, and the phase moves all by less than a window.
+    """
+    block = tokens.block_tokens // context_len - 1
+    if block < 1:
+        raise ConfigError(
+            f"context_len={context_len} does not fit twice into a block of {tokens.block_tokens} "
+            "tokens; set --no-tokenize-ahead"
+        )
+    return block
