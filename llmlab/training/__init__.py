@@ -10,31 +10,31 @@ from typing import TYPE_CHECKING, Any
 from llmlab.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
-    from llmlab.training.checkpoint import find_latest, load_checkpoint, save_checkpoint
+    from llmlab.training.checkpoint import CheckpointWriter, find_latest, load_checkpoint
     from llmlab.training.hooks import BatchSource, Hooks, TrainState
     from llmlab.training.loop import train
     from llmlab.training.optimizer import build_optimizer
 
 _HOMES = {
     "BatchSource": "llmlab.training.hooks",
+    "CheckpointWriter": "llmlab.training.checkpoint",
     "Hooks": "llmlab.training.hooks",
     "TrainState": "llmlab.training.hooks",
     "build_optimizer": "llmlab.training.optimizer",
     "find_latest": "llmlab.training.checkpoint",
     "load_checkpoint": "llmlab.training.checkpoint",
-    "save_checkpoint": "llmlab.training.checkpoint",
     "train": "llmlab.training.loop",
 }
 
 __all__ = [
     "BatchSource",
+    "CheckpointWriter",
     "Hooks",
     "TrainState",
     "TrainingPlan",
     "build_optimizer",
     "find_latest",
     "load_checkpoint",
-    "save_checkpoint",
     "train",
 ]
 

@@ -1,37 +1,45 @@
 """checkpoint-N folders: everything a run needs to go on as if it had never stopped.
 
-Each holds `state.pt` (trainable parameters, optimizer, batch source, random generators; loadable
-with `weights_only=True`, so it can run no code) and `checkpoint.json` (step, tokens, seconds, the
-plan, the size and SHA-256 of state.pt). A checkpoint appears whole or not at all, and one whose
-bytes changed afterwards is passed over.
+Each holds the tensors of the run (snapshot.py) and `checkpoint.json`: step, tokens, seconds, the
+plan, the place in the data, the validation loss, and the size and SHA-256 of every other file. A
+checkpoint appears whole or not at all, disappears at once, and one whose bytes changed is passed
+over. The last few are kept, and the one with the lowest validation loss.
 
-Not here: model folders for other programs (llmlab/model). Frozen parameters and buffers are not
-stored: they are those of the model that training started from.
+Not here: model folders for other programs (llmlab/model).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-import pickle
-import random
 import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn, optim
+from torch.distributed.checkpoint.api import CheckpointException
 
 from llmlab.errors import ModelError, OutputError
 from llmlab.outputs import whole_file, whole_folder
 from llmlab.track import read_metrics
-from llmlab.training.optimizer import trainable_parameters
+from llmlab.training.distributed import is_first, on_first, second_group, world_size
 from llmlab.training.plan import TrainingPlan
+from llmlab.training.snapshot import (
+    copied,
+    read_tensors,
+    restore_tensors,
+    state_tensors,
+    write_tensors,
+)
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
+_LEFTOVER = re.compile(r"\.checkpoint-\d+\.(partial|old)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,101 +61,147 @@ class Position:
     compiled: bool = False
     """Whether torch.compile was on."""
 
+    val_loss: float | None = None
+    """Validation loss at this step, if it was measured here."""
+
     spikes: dict[str, Any] = dataclasses.field(default_factory=dict)
     """State of the guard against loss spikes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One loaded checkpoint; `restore` puts it into a model and an optimizer."""
+    """What checkpoint.json says; `restore` puts the tensors into a model and an optimizer."""
 
     folder: Path
     position: Position
     plan: dict[str, Any]
     """The fields of the TrainingPlan the run was using."""
 
-    parameters: dict[str, Tensor]
-    optimizer: dict[str, Any]
     batches: dict[str, Any]
     """State of the batch source."""
 
-    generators: dict[str, Any]
+    groups: list[dict[str, Any]]
+    """The optimizer's groups, without their parameters."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all its tensors, whole, in the memory of the CPU, by the names of snapshot.py."""
+        return read_tensors(self.folder)
 
     def restore(self, model: nn.Module, optimizer: optim.Optimizer) -> None:
-        """Copy parameters, optimizer state and random generators back.
+        """Put parameters, optimizer state and random generators back.
+
+        Every rank must call it, however many wrote the checkpoint. Settings of the optimizer stay
+        as they are; what it counts in its groups goes on.
 
         Raises:
             ModelError: the parameters are not those of `model`.
         """
-        mine = {name: tuple(p.shape) for name, p in trainable_parameters(model).items()}
-        theirs = {name: tuple(p.shape) for name, p in self.parameters.items()}
-        if mine != theirs:
-            name = next(n for n in [*mine, *theirs] if mine.get(n) != theirs.get(n))
-            raise ModelError(
-                f"{self.folder}: parameter {name} is {theirs.get(name)} in the checkpoint and "
-                f"{mine.get(name)} in the model; resume with the model settings the run began with"
-            )
-        with torch.no_grad():
-            for name, parameter in trainable_parameters(model).items():
-                parameter.copy_(self.parameters[name])
-        optimizer.load_state_dict(self.optimizer)
-        _set_generators(self.generators)
+        restore_tensors(self.folder, model, optimizer)
+        for group, saved in zip(optimizer.param_groups, self.groups, strict=False):
+            group.update({key: value for key, value in saved.items() if key not in group})
 
 
-def save_checkpoint(
-    out: Path,
-    *,
-    model: nn.Module,
-    optimizer: optim.Optimizer,
-    batches: dict[str, Any],
-    position: Position,
-    plan: TrainingPlan,
-) -> Path:
-    """Write `out/checkpoint-N`, then remove the oldest ones beyond `plan.keep_checkpoints`.
+class CheckpointWriter:
+    """Writes the checkpoints of one run; every rank has one and calls it alike.
 
     Args:
-        out: folder of the run.
-        model: its trainable parameters are stored.
-        optimizer: its whole state is stored.
-        batches: state of the batch source: numbers, strings, lists, dicts, tensors.
-        position: steps, tokens and seconds so far.
-        plan: stored beside them.
-
-    Returns:
-        The new folder.
-
-    Raises:
-        OutputError: it cannot be written; older checkpoints are untouched.
+        out: folder of the run; when there are several ranks, one that all of them share.
+        keep: how many of the last to keep, beside the best.
+        background: copy the tensors and write them while training goes on, for a GPU.
     """
-    folder = out / f"checkpoint-{position.step}"
-    state = {
-        "parameters": {name: p.detach() for name, p in trainable_parameters(model).items()},
-        "optimizer": optimizer.state_dict(),
-        "batches": batches,
-        "generators": _get_generators(),
-    }
-    with whole_folder(folder, overwrite=True) as partial:
-        try:
-            with (partial / "state.pt").open("wb") as file:
-                torch.save(state, file)
-            facts = {
-                "position": dataclasses.asdict(position),
-                "plan": dataclasses.asdict(plan),
-                "state_bytes": (partial / "state.pt").stat().st_size,
-                "state_sha256": _sha256(partial / "state.pt"),
-            }
-            (partial / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch's zip writer reports a full disk as RuntimeError
-            raise _cannot_write(folder, error) from error
-    _prune(out, keep=plan.keep_checkpoints)
-    return folder
+
+    def __init__(self, out: Path, *, keep: int, background: bool = False) -> None:
+        self._out, self._keep = out, keep
+        self._thread = ThreadPoolExecutor(1) if background else None
+        self._under_way: Future[None] | None = None
+        self._group = second_group()
+        on_first(lambda: _remove_leftovers(out))
+
+    def save(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        batches: dict[str, Any],
+        position: Position,
+        plan: TrainingPlan,
+    ) -> Path:
+        """Write `out/checkpoint-N`, then remove those that are neither among the last nor best.
+
+        Args:
+            model: its trainable parameters are stored.
+            optimizer: its whole state is stored.
+            batches: state of the batch source, as JSON holds it.
+            position: steps, tokens and seconds so far.
+            plan: stored beside them.
+
+        Returns:
+            The new folder; in the background it is there after `wait`.
+
+        Raises:
+            OutputError: it, or one before it, cannot be written; older ones are untouched.
+        """
+        self.wait()
+        folder = self._out / f"checkpoint-{position.step}"
+        tensors = state_tensors(model, optimizer)
+        facts = {
+            "position": dataclasses.asdict(position),
+            "plan": dataclasses.asdict(plan),
+            "batches": batches,
+            "groups": [
+                {key: value for key, value in group.items() if key != "params"}
+                for group in optimizer.param_groups
+            ],
+            "world_size": world_size(),
+        }
+        if self._thread is None:
+            self._write(folder, tensors, facts)
+        else:
+            self._under_way = self._thread.submit(self._write, folder, copied(tensors), facts)
+        return folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Finish what is being written; what went wrong before counts more."""
+        with contextlib.suppress(OutputError) if error else contextlib.nullcontext():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until nothing is being written in the background.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+
+    def _write(self, folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        with contextlib.ExitStack() as stack:
+            partial = on_first(
+                lambda: stack.enter_context(whole_folder(folder, overwrite=True)), self._group
+            )
+            try:
+                write_tensors(tensors, partial, self._group)
+                if is_first():
+                    files = {path.name: _fingerprint(path) for path in partial.iterdir()}
+                    text = json.dumps({**facts, "files": files}, indent=2)
+                    (partial / "checkpoint.json").write_text(text + "\n", encoding="utf-8")
+            except (OSError, CheckpointException) as error:
+                raise _cannot_write(folder, error) from error
+        if is_first():
+            _prune(self._out, keep=self._keep)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU.
+    """Read what a checkpoint says of itself, and check all its bytes.
 
     Raises:
         ModelError: it is incomplete or its bytes are not those that were written.
@@ -155,16 +209,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     fault = _fault(folder)
     if fault:
         raise ModelError(f"{folder} is not a usable checkpoint: {fault}; resume from an older one")
-    facts = json.loads((folder / "checkpoint.json").read_text())
-    try:
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{folder / 'state.pt'} holds more than tensors and plain values, so it is not loaded; "
-            "resume from a checkpoint that llmlab wrote"
-        ) from error
+    facts = _facts(folder)
     return Checkpoint(
-        folder=folder, position=Position(**facts["position"]), plan=facts["plan"], **state
+        folder=folder,
+        position=Position(**facts["position"]),
+        plan=facts["plan"],
+        batches=facts["batches"],
+        groups=facts["groups"],
     )
 
 
@@ -176,6 +227,12 @@ def find_latest(out: Path) -> Path | None:
             return folder
         _log.warning("%s is passed over: %s", folder, fault)
     return None
+
+
+def best_val_loss(out: Path) -> float | None:
+    """Return the lowest validation loss that a checkpoint of `out` was saved with, or None."""
+    losses = [_val_loss(folder) for folder in _checkpoints(out)]
+    return min((loss for loss in losses if loss is not None), default=None)
 
 
 def rewind_rows(path: Path, step: int) -> None:
@@ -196,49 +253,64 @@ def _checkpoints(out: Path) -> list[Path]:
 
 
 def _prune(out: Path, *, keep: int) -> None:
+    """Remove the checkpoints that are neither among the last nor the best, each at once."""
+    best = best_val_loss(out)
     for folder in _checkpoints(out)[:-keep]:
-        shutil.rmtree(folder)
+        if best is None or _val_loss(folder) != best:
+            hidden = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(hidden, ignore_errors=True)
+            folder.replace(hidden)
+            shutil.rmtree(hidden)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what a killed process was writing or removing."""
+    if out.is_dir():
+        for path in out.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path)
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+
+
+def _val_loss(folder: Path) -> float | None:
+    try:
+        return Position(**_facts(folder)["position"]).val_loss
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not usable; `find_latest` says why
 
 
 def _fault(folder: Path) -> str | None:
     """Say what is wrong with a checkpoint, or None."""
-    state = folder / "state.pt"
     try:
-        facts = json.loads((folder / "checkpoint.json").read_text())
-        wanted_bytes, wanted_hash = facts["state_bytes"], facts["state_sha256"]
+        facts = _facts(folder)
         Position(**facts["position"])
-        if state.stat().st_size != wanted_bytes:
-            return f"state.pt has {state.stat().st_size} bytes, not {wanted_bytes}"
-        if _sha256(state) != wanted_hash:
-            return "state.pt has another SHA-256 than checkpoint.json says"
+        for name, wanted in facts["files"].items():
+            size = (folder / name).stat().st_size
+            if size != wanted["bytes"]:
+                return f"{name} has {size} bytes, not {wanted['bytes']}"
+            if _fingerprint(folder / name) != wanted:
+                return f"{name} has another SHA-256 than checkpoint.json says"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def _sha256(path: Path) -> str:
+def _fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _cannot_write(folder: Path, error: Exception) -> OutputError:
-    # torch's zip writer wraps what a full disk raised into a RuntimeError of its own.
-    cause = error if isinstance(error, OSError) else error.__context__
-    reason = cause.strerror if isinstance(cause, OSError) else str(error)
+def _cannot_write(folder: Path, error: OSError | CheckpointException) -> OutputError:
+    cause: BaseException = error
+    if isinstance(error, CheckpointException):
+        cause, _ = next(iter(error.failures.values()))  # of the first rank that failed
+    reason = cause.strerror if isinstance(cause, OSError) else str(cause)
     free_mb = shutil.disk_usage(folder.parent).free / 1e6
     return OutputError(
         f"cannot write {folder}: {reason} ({free_mb:.0f} MB free); free some space, then go on "
         "from the last checkpoint with --resume"
     )
-
-
-def _get_generators() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate()}
-
-
-def _set_generators(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    random.setstate(states["python"])

@@ -86,10 +86,12 @@ def total(*numbers: float) -> list[float]:
     return sums.tolist()
 
 
-def on_first(action: Callable[[], Result]) -> Result:
+def on_first(action: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
     """Run `action` on rank 0; every rank gets its result, or raises its LabError.
 
-    Results must be picklable.
+    Args:
+        action: its result must be picklable.
+        group: what the ranks talk over; the default group when None.
     """
     if world_size() == 1:
         return action()
@@ -99,10 +101,28 @@ def on_first(action: Callable[[], Result]) -> Result:
             outcome[0] = action()
         except LabError as error:
             outcome[1] = error
-    dist.broadcast_object_list(outcome, device=torch.device("cpu"))
+    dist.broadcast_object_list(outcome, group=group, device=torch.device("cpu"))
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def everyones(value: Result) -> list[Result]:
+    """Return the values of all ranks, in their order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def second_group() -> dist.ProcessGroup | None:
+    """Return another group of all ranks, for a thread that must not talk into what others say.
+
+    In a single process there is none.
+    """
+    group = dist.new_group(backend="gloo") if world_size() > 1 else None
+    return group if isinstance(group, dist.ProcessGroup) else None
 
 
 # One model on many processes
@@ -152,6 +172,16 @@ def scatter(model: nn.Module) -> None:
         module.reshard()
         # The root's weights are needed again as soon as the backward pass begins.
         module.set_reshard_after_forward(module is not model, recurse=False)
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """`gather` for the length of a block."""
+    gather(model)
+    try:
+        yield
+    finally:
+        scatter(model)
 
 
 def whole(tensor: Tensor) -> Tensor:

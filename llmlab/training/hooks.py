@@ -20,7 +20,7 @@ class BatchSource(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the data: numbers, strings, lists, dicts, tensors."""
+        """Return the place in the data as JSON holds it, the same on every rank."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -34,7 +34,8 @@ class Hooks:
 
     Inside `evaluate` and `sample` the model is in eval mode and keeps no gradients; random
     generators are put back afterwards, so that neither changes the run. `evaluate` runs under the
-    run's autocast, `sample` in the dtype of the weights.
+    run's autocast, `sample` in the dtype of the weights. Under torchrun each rank has all weights
+    then; every rank calls `evaluate`, so that they can share the work, and only rank 0 the rest.
     """
 
     on_progress: OnProgress = silent
@@ -44,8 +45,8 @@ class Hooks:
     """Get the rows of metrics.jsonl as well."""
 
     evaluate: Callable[[int], Mapping[str, float]] | None = None
-    """`evaluate(step)` after every `plan.eval_every` steps and the last; its row goes to
-    metrics.jsonl with `step` added."""
+    """`evaluate(step)` after every `plan.eval_every` steps and the last; the row of rank 0 goes to
+    metrics.jsonl with `step` added. The checkpoint with the lowest `val_loss` in it is kept."""
 
     sample: Callable[[int], None] | None = None
     """`sample(step)` after every `plan.sample_every` steps and the last."""

@@ -15,12 +15,14 @@ from types import FrameType
 def caught_interrupts() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether a SIGINT or SIGTERM has come.
 
-    A second signal raises KeyboardInterrupt at once. The former handlers are put back at the end.
+    A second SIGINT raises KeyboardInterrupt at once; SIGTERM never does, for a scheduler may send
+    it to this process and to the torchrun that passes it on. The former handlers are put back at
+    the end.
     """
     came = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if came.is_set():
+        if came.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         came.set()
 

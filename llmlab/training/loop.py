@@ -4,17 +4,20 @@
 
 trains the parameters of `model` that require a gradient, in place, until a budget of `plan` is used
 up. It writes `metrics.jsonl` and `checkpoint-N/` into the run's folder; resumed from one of these,
-it goes on exactly as if it had never stopped.
+it goes on exactly as if it had never stopped. Several processes under torchrun make the same calls
+and train one model; what only one may do, such as logging, rank 0 does.
 
-Not here: which model, which data, what an evaluation measures. They are passed in (hooks.py).
+Not here: which model, which data, what an evaluation measures; they are passed in (hooks.py). How a
+step is computed (step.py, computing.py), what a checkpoint holds (checkpoint.py).
 """
 
 import contextlib
 import dataclasses
 import errno
 import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -22,20 +25,30 @@ import torch
 
 from llmlab.data.batch import Batch
 from llmlab.errors import DataError, ModelError, OutputError
-from llmlab.hardware import gemm_flops_per_s, pick_dtype
 from llmlab.model.language_model import LanguageModel
-from llmlab.track import MetricsLog
+from llmlab.track import MetricsLog, silent
 from llmlab.track.progress import format_row
 from llmlab.training.averaging import averaged, keep_average, use_average
 from llmlab.training.checkpoint import (
-    Checkpoint,
+    CheckpointWriter,
     Position,
+    best_val_loss,
     find_latest,
     load_checkpoint,
     rewind_rows,
-    save_checkpoint,
 )
-from llmlab.training.compilation import LossSum, compiled, missing_compiler, worth_compiling
+from llmlab.training.computing import choose_dtype, choose_loss_sum, peak_flops_per_s
+from llmlab.training.distributed import (
+    everyones,
+    gather,
+    gathered,
+    is_first,
+    on_first,
+    rank,
+    replicated,
+    shard,
+    total,
+)
 from llmlab.training.hooks import BatchSource, Hooks, TrainState
 from llmlab.training.interrupt import caught_interrupts
 from llmlab.training.optimizer import build_optimizer, trainable_parameters
@@ -57,11 +70,12 @@ def train(
 ) -> TrainState:
     """Train `model` in place until a budget of `plan` is used up.
 
-    A SIGINT or SIGTERM ends it after the step at hand, with a checkpoint; a second one at once.
+    A SIGINT or SIGTERM ends it after the step at hand, with a checkpoint; a second SIGINT at once.
 
     Args:
-        model: its device is where training happens; its weights stay in their dtype.
-        batches: the batch source.
+        model: its device is where training happens; its weights stay in their dtype. A finished
+            run leaves all of them on every rank.
+        batches: the batch source; each rank's gives its own rows of the same batches.
         plan: budgets, optimizer, cadence.
         out: folder of the run, created when missing.
         hooks: what to call on the way.
@@ -75,14 +89,17 @@ def train(
         DataError: a step has no scored label.
         OutputError: the disk is full, or `out` holds a run and `resume` is false.
     """
-    run = _Run(model, batches, plan, out, hooks or Hooks(), flops_per_token)
+    hooks = hooks or Hooks()
+    if not is_first():
+        hooks = dataclasses.replace(hooks, on_progress=silent, trackers=())
     with _disk_errors(out):
+        run = _Run(model, batches, plan, out, hooks, flops_per_token)
         run.start(resume=resume)
-        log = MetricsLog(out / "metrics.jsonl", run.hooks.trackers)
-        with caught_interrupts() as interrupted, log as metrics:
+        log = MetricsLog(out / "metrics.jsonl" if is_first() else os.devnull, hooks.trackers)
+        with caught_interrupts() as interrupted, log as metrics, run.writer:
             while not run.finished:
-                run.step(metrics)
-                if interrupted():
+                run.step(metrics, interrupted)
+                if run.interrupted:
                     return run.end("interrupted")
                 run.pause(metrics)
             run.pause(metrics, last=True)
@@ -102,16 +119,23 @@ class _Run:
         flops_per_token: float,
     ) -> None:
         self.model, self.batches, self.plan, self.out, self.hooks = model, batches, plan, out, hooks
-        self.loss_sum: LossSum = model.loss_sum
+        self.device = next(model.parameters()).device
+        if plan.parallel == "fsdp":
+            shard(model)
+        self.loss_sum = model.loss_sum
         self.optimizer = build_optimizer(model, plan)
         if plan.ema_decay:
             keep_average(self.optimizer, plan.ema_decay)
         self.guard = SpikeGuard()
-        self.device = next(model.parameters()).device
+        self.writer = CheckpointWriter(
+            out, keep=plan.keep_checkpoints, background=self.device.type == "cuda"
+        )
         self.flops_per_token, self.flops_per_s = flops_per_token, 0.0
         self.position = Position()
         self.loss = math.nan
+        self.interrupted = False
         self.saved: Path | None = None
+        self.best: float | None = None
         self.evaluated = self.sampled = 0
         self.clock_start, self.clock_offset = time.monotonic(), 0.0
 
@@ -119,19 +143,30 @@ class _Run:
 
     def start(self, *, resume: bool) -> None:
         """Go to the newest checkpoint when resuming; choose dtype and compilation."""
+        latest = on_first(lambda: self._latest(resume=resume))
+        torch.manual_seed(self.plan.seed + rank())  # each rank drops out others
+        began = self._go_to(latest) if latest is not None else None
+        self.model.train()
+        self._choose_computing(began)
+        self.loss_sum = replicated(self.model, self.loss_sum)
+
+    def _latest(self, *, resume: bool) -> Path | None:
         latest = find_latest(self.out)
         if resume and latest is None:
             raise ModelError(f"{self.out} has no usable checkpoint-N; start it without --resume")
         if latest is not None and not resume:
             raise OutputError(f"{latest} exists; add --resume, or choose another --out")
         self.out.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(self.plan.seed)
-        began = self._go_to(load_checkpoint(latest)) if latest is not None else None
-        self.model.train()
-        self._choose_dtype(began)
-        self._choose_compilation(began)
+        return latest
 
-    def _go_to(self, checkpoint: Checkpoint) -> Position:
+    def _go_to(self, latest: Path) -> Position:
+        checkpoint = on_first(lambda: load_checkpoint(latest))
+        used = checkpoint.plan.get("optimizer", self.plan.optimizer)
+        if used != self.plan.optimizer:
+            raise ModelError(
+                f"{latest} holds the state of {used}, and optimizer={self.plan.optimizer}; resume "
+                f"with {used}"
+            )
         checkpoint.restore(self.model, self.optimizer)
         self.batches.load_state_dict(checkpoint.batches)
         self.position = checkpoint.position
@@ -139,52 +174,32 @@ class _Run:
         self.clock_offset = self.position.elapsed_s
         self.evaluated = self.sampled = self.position.step
         self.saved = checkpoint.folder
-        rewind_rows(self.out / "metrics.jsonl", self.position.step)
+        self.best = on_first(lambda: best_val_loss(self.out))
+        on_first(lambda: rewind_rows(self.out / "metrics.jsonl", self.position.step))
         changes = "; ".join(self.plan.differences(checkpoint.plan))
         self._note(f"resuming from {checkpoint.folder}" + (f" with {changes}" if changes else ""))
         return checkpoint.position
 
-    def _choose_dtype(self, began: Position | None) -> None:
-        """Take the plan's dtype; `auto` stays with the one the run began with."""
-        name = self.plan.dtype
-        reason = f"{name}, as asked"
-        if name == "auto" and began is not None:
-            name, reason = began.dtype, f"{began.dtype}, as the run began"
-        elif name == "auto":
-            picked, reason = pick_dtype(self.device)
-            name = str(picked).removeprefix("torch.")
-        self.position = dataclasses.replace(self.position, dtype=name)
+    def _choose_computing(self, began: Position | None) -> None:
+        say = self.hooks.on_progress
+        dtype = choose_dtype(self.plan, self.device, began.dtype if began else None, say)
         if self.flops_per_token:
-            size = 4096 if self.device.type == "cuda" else 512
-            self.flops_per_s = gemm_flops_per_s(getattr(torch, name), self.device, size=size)
-        self._note(f"computing in {reason}")
-
-    def _choose_compilation(self, began: Position | None) -> None:
-        """Compile if asked to or if it repays itself; `auto` stays with what the run began with."""
-        if self.finished or self.plan.compile == "off":
-            return
-        batch = self._peek()
-        wanted = self.plan.compile == "on" or (began is not None and began.compiled)
-        if self.plan.compile == "auto" and began is None:
-            wanted = worth_compiling(
-                self.plan,
-                tokens_per_step=batch.input_ids.numel() * self.plan.accumulation,
-                flops_per_token=self.flops_per_token,
-                flops_per_s=self.flops_per_s,
-            )
-        if not wanted:
-            return
-        if missing := missing_compiler(self.device):
-            self._note(f"torch.compile is off: {missing} is not installed")
-            return
-        self._note("compiling the model")
-        with self._unchanged_generators():
-            self.loss_sum, note = compiled(
-                self.model, lambda loss_sum: self._try_out(loss_sum, batch)
-            )
-        self._note(note)
-        on = self.loss_sum != self.model.loss_sum
-        self.position = dataclasses.replace(self.position, compiled=on)
+            self.flops_per_s = peak_flops_per_s(dtype, self.device)
+        if not self.finished and self.plan.compile != "off":
+            with self._unchanged_generators():
+                self.loss_sum = choose_loss_sum(
+                    self.model,
+                    self.optimizer,
+                    self._peek(),
+                    self.plan,
+                    dtype=dtype,
+                    began_compiled=began.compiled if began else None,
+                    flops_per_token=self.flops_per_token,
+                    flops_per_s=self.flops_per_s,
+                    on_progress=say,
+                )
+        compiled = self.loss_sum != self.model.loss_sum
+        self.position = dataclasses.replace(self.position, dtype=dtype, compiled=compiled)
 
     def _peek(self) -> Batch:
         """The next batch, left where it is."""
@@ -193,22 +208,22 @@ class _Run:
         self.batches.load_state_dict(place)
         return batch.to(self.device)
 
-    def _try_out(self, loss_sum: LossSum, batch: Batch) -> None:
-        with autocast(self.device, self.position.dtype):
-            total, _ = loss_sum(*batch.arguments)
-        total.backward()
-        self.optimizer.zero_grad()
-
     # One step
 
-    def step(self, metrics: MetricsLog) -> None:
+    def step(self, metrics: MetricsLog, interrupted: Callable[[], bool]) -> None:
         """Make one optimizer step and log it."""
         start = time.monotonic()
         number = self.position.step + 1
         micro_batches = [self.batches.next() for _ in range(self.plan.accumulation)]
-        tokens = self.position.tokens + sum(batch.input_ids.numel() for batch in micro_batches)
         self.loss, grad_norm = self._gradient(number, micro_batches)
-        used = progress(self.plan, steps=number, tokens=tokens, seconds=self._elapsed_s())
+        read, seconds, signals = total(
+            sum(batch.input_ids.numel() for batch in micro_batches),
+            self._elapsed_s() if is_first() else 0.0,  # one clock decides for all
+            interrupted(),
+        )
+        self.interrupted = signals > 0
+        tokens = self.position.tokens + int(read)
+        used = progress(self.plan, steps=number, tokens=tokens, seconds=seconds)
         rate = learning_rate(self.plan, step=number, progress=used)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -218,7 +233,7 @@ class _Run:
         self.optimizer.zero_grad()
         per_s = (tokens - self.position.tokens) / (time.monotonic() - start)
         self.position = dataclasses.replace(
-            self.position, step=number, tokens=tokens, elapsed_s=self._elapsed_s()
+            self.position, step=number, tokens=tokens, elapsed_s=seconds, val_loss=None
         )
         if _due(number, self.plan.log_every) or self.finished:
             self._log(metrics, rate, grad_norm, per_s)
@@ -238,6 +253,7 @@ class _Run:
             first = first_not_finite(
                 self.model, micro_batches, device=self.device, dtype=self.position.dtype
             )
+            first = _of_some_rank(first)
             raise ModelError(
                 f"step {number}: {error}{first}; stopped before the update, {good}. Lower "
                 f"learning_rate={self.plan.learning_rate} or raise warmup_steps="
@@ -282,24 +298,41 @@ class _Run:
     def pause(self, metrics: MetricsLog, *, last: bool = False) -> None:
         """Evaluate, sample and save, each where it is due."""
         step, hooks, plan = self.position.step, self.hooks, self.plan
+        is_best = False
         if hooks.evaluate and self.evaluated < step and (last or _due(step, plan.eval_every)):
             with self._aside(), autocast(self.device, self.position.dtype):
-                row = {"step": step, **hooks.evaluate(step)}
+                mine = {"step": step, **hooks.evaluate(step)}
+            row = on_first(lambda: mine)
             self.evaluated = step
+            is_best = self._is_best(row.get("val_loss"))
             metrics.write(row)
-            self.hooks.on_progress({"note": format_row(row), **row})
+            hooks.on_progress({"note": format_row(row), **row})
         if hooks.sample and self.sampled < step and (last or _due(step, plan.sample_every)):
             with self._aside():
-                hooks.sample(step)
+                if is_first():
+                    hooks.sample(step)
             self.sampled = step
-        if _due(step, plan.checkpoint_every):
+        if _due(step, plan.checkpoint_every) or (is_best and plan.checkpoint_every):
             self._save()
+
+    def _is_best(self, val_loss: float | None) -> bool:
+        """Note the validation loss of this step; tell whether it is the lowest so far."""
+        if val_loss is None or not math.isfinite(val_loss):
+            return False
+        self.position = dataclasses.replace(self.position, val_loss=val_loss)
+        if self.best is not None and val_loss >= self.best:
+            return False
+        self.best = val_loss
+        return True
 
     def end(self, status: Literal["finished", "interrupted"]) -> TrainState:
         """Save what is not saved yet, and say how it ended."""
         at, checkpoint = self.position, self._save()
-        if status == "finished" and self.plan.ema_decay:
-            use_average(self.optimizer)
+        self.writer.wait()
+        if status == "finished":
+            if self.plan.ema_decay:
+                use_average(self.optimizer)
+            gather(self.model)
         return TrainState(
             status=status,
             step=at.step,
@@ -312,15 +345,14 @@ class _Run:
 
     def _save(self) -> Path:
         if self.saved is None or self.saved.name != f"checkpoint-{self.position.step}":
-            self.position = dataclasses.replace(
+            position = dataclasses.replace(
                 self.position, elapsed_s=self._elapsed_s(), spikes=self.guard.state_dict()
             )
-            self.saved = save_checkpoint(
-                self.out,
+            self.saved = self.writer.save(
                 model=self.model,
                 optimizer=self.optimizer,
                 batches=self.batches.state_dict(),
-                position=self.position,
+                position=position,
                 plan=self.plan,
             )
         return self.saved
@@ -330,7 +362,7 @@ class _Run:
         self.model.eval()
         average = averaged(self.optimizer) if self.plan.ema_decay else contextlib.nullcontext()
         try:
-            with torch.no_grad(), self._unchanged_generators(), average:
+            with torch.no_grad(), self._unchanged_generators(), average, gathered(self.model):
                 yield
         finally:
             self.model.train()
@@ -347,6 +379,14 @@ class _Run:
 
     def _note(self, text: str) -> None:
         self.hooks.on_progress({"note": text})
+
+
+def _of_some_rank(found: str) -> str:
+    """What the first rank found that found something, and which rank it is."""
+    all_found = everyones(found)
+    first = next((number for number, text in enumerate(all_found) if text), 0)
+    on_rank = f", on rank {first}" if len(all_found) > 1 and all_found[first] else ""
+    return all_found[first] + on_rank
 
 
 def _due(step: int, every: int) -> bool:

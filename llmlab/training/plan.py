@@ -96,6 +96,9 @@ class TrainingPlan:
     """torch.compile: auto turns it on when the run is expected to take over two minutes and a
     compiler is there. Batches must then keep one shape."""
 
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: each process holds the whole model, or a share of it (FSDP2)."""
+
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype; bfloat16 is autocast over float32 weights. auto times one matrix product."""
 

@@ -17,6 +17,7 @@ from llmlab.data.batch import IGNORED, Batch
 from llmlab.errors import DataError, ModelError
 from llmlab.model.language_model import LanguageModel
 from llmlab.training.compilation import LossSum
+from llmlab.training.distributed import exchange, total, whole, world_size
 
 
 def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:
@@ -33,36 +34,40 @@ def add_gradient(
     device: torch.device,
     dtype: str,
 ) -> float:
-    """Add the gradient of the mean loss over every scored label of all micro-batches.
+    """Add the gradient of the mean loss over every scored label of all micro-batches of all ranks.
 
     A mean of micro-batch means would weigh tokens by how full their micro-batch is; this does not.
 
     Args:
-        loss_sum: the model's, or its compiled twin.
-        micro_batches: each (B, T).
+        loss_sum: the model's, or its compiled twin; on several ranks, one that exchanges gradients.
+        micro_batches: each (B, T), as many on every rank.
         device: where the model is.
         dtype: compute dtype.
 
     Returns:
-        That mean loss, in nats.
+        That mean loss, in nats, the same on every rank.
 
     Raises:
         DataError: no label is scored.
     """
-    scored = sum(int((batch.labels != IGNORED).sum()) for batch in micro_batches)
+    scored, size = total(
+        sum(int((batch.labels != IGNORED).sum()) for batch in micro_batches),
+        sum(batch.labels.numel() for batch in micro_batches),
+    )
     if scored == 0:
-        size = sum(batch.labels.numel() for batch in micro_batches)
         raise DataError(
-            f"0 of {size} labels are scored; all are {IGNORED}: check what the loss mask leaves "
-            "in, or raise the context length"
+            f"0 of {size:.0f} labels are scored; all are {IGNORED}: check what the loss mask "
+            "leaves in, or raise the context length"
         )
-    total = torch.zeros((), device=device)
-    for batch in micro_batches:
-        with autocast(device, dtype):
-            loss, _ = loss_sum(*batch.to(device).arguments)
-        (loss / scored).backward()
-        total += loss.detach()
-    return float(total) / scored
+    losses = torch.zeros((), device=device)
+    for number, batch in enumerate(micro_batches, start=1):
+        with exchange(loss_sum, last=number == len(micro_batches)):
+            with autocast(device, dtype):
+                loss, _ = loss_sum(*batch.to(device).arguments)
+            # The ranks' gradients are averaged: this makes it their sum over all scored labels.
+            (loss / (scored / world_size())).backward()
+        losses += loss.detach()
+    return total(float(losses))[0] / scored
 
 
 def clip_gradient(parameters: Mapping[str, nn.Parameter], loss: float, grad_clip: float) -> float:
@@ -79,7 +84,7 @@ def clip_gradient(parameters: Mapping[str, nn.Parameter], loss: float, grad_clip
     Raises:
         ModelError: the loss or the gradient is not finite; names the parameter.
     """
-    norm = nn.utils.get_total_norm(p.grad for p in parameters.values() if p.grad is not None)
+    norm = whole(nn.utils.get_total_norm(p.grad for p in parameters.values() if p.grad is not None))
     if not math.isfinite(loss):
         raise ModelError(f"the loss is {loss}")
     if not math.isfinite(norm):
