@@ -28,7 +28,7 @@ class PretrainConfig:
 
     data: tuple[str, ...]
     """Shards folders, from `llmlab data pack`; or sources of text, as that verb takes them, which
-    are packed into `out/shards` first (set tokenizer)."""
+    are tokenized into `out/shards` (set tokenizer)."""
 
     out: Path
     """Folder of the run; the model folder is `out/model`."""
@@ -78,6 +78,10 @@ class PretrainConfig:
 
     document_mask: bool = False
     """Keep attention inside documents."""
+
+    tokenize_ahead: bool = True
+    """Begin to train on text while the rest is still being tokenized; its windows are then shuffled
+    2 million tokens at a time. Off, it is packed first and shuffled as a whole."""
 
     max_steps: int | None = None
     """Budget in optimizer steps."""

@@ -1,11 +1,17 @@
-"""The data of a run: shards folders, or sources of text that are packed into `out/shards/` first.
+"""The data of a run: shards folders, or sources of text that go into shards in `out/shards/`.
 
-Not here: how text is packed (llmlab/data).
+Text is tokenized on a thread while training goes on, when that is possible, and packed first else.
+Not here: how either is done (llmlab/data).
 """
 
+import contextlib
+import shutil
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from llmlab.data import Batches, PackConfig, Shards, pack
+from llmlab.data.growing import BLOCK_TOKENS, GrowingShards, TokenizingAhead, first_block
 from llmlab.errors import ConfigError
 from llmlab.pretrain.config import PretrainConfig
 from llmlab.tokenizers import Tokenizer
@@ -13,28 +19,38 @@ from llmlab.track import OnProgress
 
 
 class Corpus:
-    """What a run reads.
+    """What a run reads; leaving the block ends the threads that tokenize.
 
     Args:
         config: the settings of the run.
         on_progress: gets the numbers of packing, and notes.
+        writes: whether this process turns text into shards. Of several processes one does, and the
+            others open them once it has.
 
     Raises:
         ConfigError: text without a tokenizer, or weights that do not go with the data.
         DataError: a folder or source cannot be used, or comes from another tokenizer.
     """
 
-    def __init__(self, config: PretrainConfig, on_progress: OnProgress) -> None:
+    def __init__(
+        self, config: PretrainConfig, on_progress: OnProgress, *, writes: bool = True
+    ) -> None:
         if not config.data:
             raise ConfigError("no data given; name a shards folder, or text and --tokenizer")
-        self._config, self._on_progress = config, on_progress
+        self._config, self._on_progress, self._writes = config, on_progress, writes
+        self._threads: list[TokenizingAhead] = []
         fingerprint = Tokenizer.load(config.tokenizer).fingerprint if config.tokenizer else None
         self.names = _names(config.data)
         """What each source is called in the rows of validation."""
         self.shards: list[Shards] = []
-        for source, name in zip(config.data, self.names, strict=True):
-            folder = source if (Path(source) / "meta.json").is_file() else self._pack(source, name)
-            self.shards.append(Shards(folder, fingerprint))
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            for source, name in zip(config.data, self.names, strict=True):
+                is_shards = (Path(source) / "meta.json").is_file()
+                self.shards.append(
+                    Shards(source, fingerprint) if is_shards else self._shards_of_text(source, name)
+                )
+            stack.pop_all()
         self.tokenizer = Tokenizer.load(self.shards[0].tokenizer)
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Batches:
@@ -67,20 +83,41 @@ class Corpus:
 
     def epochs(self, batches: Batches) -> dict[str, float]:
         """Return the passes over each source so far, as numbers of a row of metrics."""
-        if len(self.names) == 1:
-            return {"epoch": batches.epochs[0]}
-        return {f"epoch/{n}": epoch for n, epoch in zip(self.names, batches.epochs, strict=True)}
+        keys = ["epoch"] if len(self.names) == 1 else [f"epoch/{name}" for name in self.names]
+        pairs = zip(keys, batches.epochs, strict=True)
+        return {key: epoch for key, epoch in pairs if epoch is not None}
 
-    def _pack(self, source: str, name: str) -> Path:
-        """Pack a source of text, unless the run that is resumed has done so."""
+    def close(self) -> None:
+        """Stop tokenizing; a resumed run goes on with it."""
+        for thread in self._threads:
+            thread.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _shards_of_text(self, source: str, name: str) -> Shards:
         config = self._config
         if config.tokenizer is None:
             raise ConfigError(
                 f"data={source!r} is no shards folder (it has no meta.json); pack it with "
-                "`llmlab data pack`, or set --tokenizer to have it packed into the run's folder"
+                "`llmlab data pack`, or set --tokenizer to have that done in the run's folder"
             )
         folder = config.out / "shards" / name
-        if not (config.resume and (folder / "meta.json").is_file()):
+        begun = any((folder / file).is_file() for file in ("meta.json", "growing.json"))
+        anew = self._writes and not (config.resume and begun)
+        if anew:
+            shutil.rmtree(folder, ignore_errors=True)
+        ahead = self._can_go_ahead if anew else (folder / "growing.json").is_file()
+        shards = self._ahead(source, folder, config.tokenizer) if ahead else None
+        if shards is None and anew:
             self._note(f"packing {source} into {folder}")
             pack(
                 PackConfig(
@@ -88,7 +125,34 @@ class Corpus:
                 ),
                 self._on_progress,
             )
-        return folder
+        return shards or Shards(folder)
+
+    @property
+    def _can_go_ahead(self) -> bool:
+        """Best-fit packing and weights by size need to know all documents first."""
+        config = self._config
+        by_size = len(config.data) > 1 and not config.weights
+        return config.tokenize_ahead and config.packing == "stream" and not by_size
+
+    def _ahead(self, source: str, folder: Path, tokenizer: Path) -> GrowingShards | None:
+        """Tokenize on a thread, from where that stopped; None if the corpus is too small for it."""
+        if not self._writes:
+            return GrowingShards(folder)
+        self._note(f"tokenizing {source} into {folder} while training")
+        thread = TokenizingAhead(
+            PackConfig(
+                sources=(source,),
+                tokenizer=tokenizer,
+                out=folder,
+                shard_tokens=BLOCK_TOKENS,
+                num_threads=1,  # the other cores train
+            )
+        )
+        self._threads.append(thread)
+        if first_block(folder, thread.work):
+            return GrowingShards(folder, thread.work)
+        thread.close()
+        return None
 
     def _note(self, text: str) -> None:
         self._on_progress({"note": text})
@@ -96,7 +160,9 @@ class Corpus:
 
 def _names(sources: tuple[str, ...]) -> list[str]:
     """A name for each source that tells it from the others: its last part, or all parts."""
-    whole = [source.strip("/").replace(":", "-") for source in sources]
-    last = [name.rpartition("/")[2] for name in whole]
-    pairs = zip(last, whole, strict=True)
-    return [short if last.count(short) == 1 else full.replace("/", "-") for short, full in pairs]
+    paths = [Path(source.replace(":", "-")) for source in sources]
+    last = [path.name for path in paths]
+    return [
+        path.name if last.count(path.name) == 1 else "-".join(path.parts).replace("/", "")
+        for path in paths
+    ]

@@ -108,7 +108,13 @@ def pretrain(
         OutputError: `out` is taken, or the disk is full.
     """
     _check_out(config)
-    corpus = Corpus(config, on_progress)
+    with Corpus(config, on_progress) as corpus:
+        return _pretrain_on(corpus, config, on_progress, on_eval)
+
+
+def _pretrain_on(
+    corpus: Corpus, config: PretrainConfig, on_progress: OnProgress, on_eval: OnEval | None
+) -> PretrainResult:
     batches = corpus.batches()
     torch.manual_seed(config.seed)
     device = pick_device()
