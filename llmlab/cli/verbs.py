@@ -58,6 +58,11 @@ VERBS: dict[str, Verb] = {
         "llmlab.pretrain.report.run:report",
         "the report card of a run again, or several runs side by side",
     ),
+    "pretrain sweep": Verb(
+        "llmlab.pretrain.sweep.config:SweepConfig",
+        "llmlab.cli.pretrain_sweep:run",
+        "grid and random search, ladders of sizes and budgets, scaling laws",
+    ),
     "generate": Verb(
         "llmlab.model.generate_config:GenerateConfig",
         "llmlab.cli.generate:run",

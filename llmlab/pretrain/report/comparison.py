@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmlab.page import Chart, Line, Table, dot_chart, line_chart
+from llmlab.page.charts import NUM_COLOURS
 from llmlab.pretrain.report.card import duration, plain
 from llmlab.pretrain.report.curves import points, smoothed, thinned
 from llmlab.pretrain.report.record import RunRecord
@@ -72,19 +73,24 @@ def label(run: RunRecord, fields: Sequence[str]) -> str:
 
 
 def comparison_charts(runs: Sequence[RunRecord]) -> list[Chart]:
-    """Return the curves of all runs over tokens, and where each group ends."""
+    """Return the curves of the best runs over tokens, and where each group ends."""
     charts = []
+    called = dict(zip((run.folder for run in runs), names(runs), strict=True))
+    best = sorted(runs, key=lambda run: _rank(run.final.get("val_loss")))[:NUM_COLOURS]
     for title, rows_of, key, smooth in (
         ("Training loss, smoothed, nats per token", lambda run: run.steps, "loss", True),
         ("Held-out bits per byte", lambda run: run.validations, "bits_per_byte", False),
     ):
         lines = []
-        for number, run in enumerate(runs):
+        for run in best:
             found = points(_with_tokens(run, rows_of(run)), key, "tokens")
             values = thinned(smoothed(found)) if smooth else found
-            lines.append(Line(label=names(runs)[number], points=values, colour=number))
+            lines.append(Line(label=called[run.folder], points=values))
         if any(line.points for line in lines):
-            charts.append(line_chart(title, lines, x_label="tokens", y_max=_ceiling(lines)))
+            note = f"The best {len(best)} of {len(runs)} runs." if len(best) < len(runs) else ""
+            charts.append(
+                line_chart(title, lines, x_label="tokens", y_max=_ceiling(lines), note=note)
+            )
     groups = spreads(runs)
     if len(groups) > 1 or any(group.std is not None for group in groups):
         charts.append(
