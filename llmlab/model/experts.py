@@ -66,7 +66,7 @@ class ExpertLayers(nn.Module):
         tokens = order // K
         gate, up = grouped_linear(x[tokens], self.gate_up_proj, counts).chunk(2, dim=-1)
         out = grouped_linear(F.silu(gate) * up, self.down_proj, counts)  # (N K, E)
-        out = out * weights.flatten()[order, None]
+        out = out * weights.flatten()[order, None].to(out.dtype)
         place = torch.empty_like(order).scatter_(0, order, torch.arange(N * K, device=x.device))
         return out[place].view(N, K, -1).sum(dim=1)
 

@@ -12,7 +12,7 @@ from llmlab.errors import ModelError
 from llmlab.model.attention import Attend
 from llmlab.model.config import ModelConfig
 from llmlab.model.language_model import LanguageModel, States, empty_embedding
-from llmlab.model.layers import run_layer
+from llmlab.model.layers import kept_or_recomputed
 
 
 class Conv1D(nn.Module):
@@ -73,8 +73,11 @@ class GPT2Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GPT2MLP(config)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend, *, recompute: bool) -> Tensor:
         """Map (B, T, E) to (B, T, E)."""
+        return kept_or_recomputed(lambda x: self._computed(x, attend), x, recompute=recompute)
+
+    def _computed(self, x: Tensor, attend: Attend) -> Tensor:
         x = x + self.attn(self.ln_1(x), attend)
         return x + self.mlp(self.ln_2(x))
 
@@ -106,7 +109,7 @@ class GPT2Decoder(nn.Module):
             positions = torch.arange(T, device=input_ids.device)[None]  # (1, T)
         x = self.wte(input_ids) + self.wpe(positions)  # (B, T, E)
         for block in self.h:
-            x = run_layer(block, x, attend, recompute=recompute)
+            x = block(x, attend, recompute=recompute)
         return States(self.ln_f(x))
 
 

@@ -1,24 +1,31 @@
-"""Running the layers of a model one after the other, their activations kept or computed again.
+"""What layers keep for the backward pass: their activations, or only their input.
 
-With recomputation a layer keeps only its input for the backward pass, which runs it a second time:
-a third more arithmetic for a fraction of the memory. Source: arXiv:1604.06174.
+A layer whose activations are computed again keeps a fraction of the memory, for a third more
+arithmetic. Source: arXiv:1604.06174.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+Result = TypeVar("Result")
 
-def run_layer(layer: nn.Module, *inputs: Any, recompute: bool) -> Any:
-    """Return `layer(*inputs)`.
+
+def kept_or_recomputed(
+    compute: Callable[[Tensor], Result], x: Tensor, *, recompute: bool
+) -> Result:
+    """Return `compute(x)`.
+
+    Called inside a layer, so that what is compiled or sharded around the layer sees one call.
 
     Args:
-        layer: draws no random numbers.
-        inputs: whatever the layer takes.
-        recompute: keep only the inputs for the backward pass, where there will be one.
+        compute: draws no random numbers.
+        x: the only thing kept when activations are computed again, apart from what `compute` holds.
+        recompute: run `compute` a second time in the backward pass, where there will be one.
     """
     if not (recompute and torch.is_grad_enabled()):
-        return layer(*inputs)
-    return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return compute(x)
+    return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)

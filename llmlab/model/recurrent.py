@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from llmlab.model.attention import Attend
 from llmlab.model.config import ModelConfig
-from llmlab.model.documents import document_lens
+from llmlab.model.document_attention import document_lens
 from llmlab.model.language_model import LanguageModel, Read, States, empty_embedding
-from llmlab.model.layers import run_layer
+from llmlab.model.layers import kept_or_recomputed
 from llmlab.model.norm import RMSNorm
 
 State = Tensor | tuple[Tensor, Tensor]
@@ -34,8 +34,11 @@ class RecurrentLayer(nn.Module):
         else:
             self.cell = nn.RNN(E, E, nonlinearity=config.hidden_act, batch_first=True)
 
-    def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State | None, *, recompute: bool) -> tuple[Tensor, State]:
         """Map (B, T, E) to (B, T, E) and the state after the last token."""
+        return kept_or_recomputed(lambda x: self._computed(x, state), x, recompute=recompute)
+
+    def _computed(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         out, state = self.cell(self.norm(x), state)
         return x + out, state
 
@@ -93,7 +96,7 @@ class Recurrent(LanguageModel):
         """Map (B, T, E) to hidden states (B, T, E), and the layers' states to those after it."""
         after: list[State | None] = []
         for layer, state in zip(self.layers, states, strict=True):
-            x, new_state = run_layer(layer, x, state, recompute=self.recompute)
+            x, new_state = layer(x, state, recompute=self.recompute)
             after.append(new_state)
         return self.norm(x), after
 

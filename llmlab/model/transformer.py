@@ -15,7 +15,7 @@ from llmlab.model.attention import Attend
 from llmlab.model.config import ModelConfig
 from llmlab.model.experts import SparseMLP, balancing_loss
 from llmlab.model.language_model import LanguageModel, States, empty_embedding
-from llmlab.model.layers import run_layer
+from llmlab.model.layers import kept_or_recomputed
 from llmlab.model.norm import RMSNorm
 from llmlab.model.rope import RotaryEmbedding, rotate
 
@@ -76,9 +76,16 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, *, recompute: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, E) to (B, T, E), with the load (2, experts) of a layer that has experts."""
+        return kept_or_recomputed(
+            lambda x: self._computed(x, cos, sin, attend), x, recompute=recompute
+        )
+
+    def _computed(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> tuple[Tensor, Tensor | None]:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         out, load = self.mlp(self.post_attention_layernorm(x)), None
         if isinstance(out, tuple):
@@ -108,7 +115,7 @@ class Decoder(nn.Module):
         cos, sin = self.rotary_emb(positions, x.dtype)  # (B, 1, T, D)
         loads = []
         for layer in self.layers:
-            x, load = run_layer(layer, x, cos, sin, attend, recompute=recompute)
+            x, load = layer(x, cos, sin, attend, recompute=recompute)
             if load is not None:
                 loads.append(load)
         if not loads:

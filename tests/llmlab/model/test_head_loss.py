@@ -41,6 +41,24 @@ def test_value_and_gradients(tensors, dtype: torch.dtype, atol: float, rtol: flo
         torch.testing.assert_close(got, expected, atol=atol, rtol=rtol)
 
 
+def test_z_loss_is_in_the_gradient_and_not_in_the_value(tensors):
+    hidden, weight, labels = (x.double() if x.is_floating_point() else x for x in tensors)
+    results = []
+    for is_plain in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if is_plain:
+            logits = F.linear(h, w)
+            value = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+            normaliser = logits.logsumexp(-1)[labels != -100]
+            (value + 0.3 * normaliser.square().sum()).backward()
+        else:
+            value = head_loss_sum(h, w, labels, z_loss=0.3)
+            value.backward()
+        results.append((value.detach(), h.grad, w.grad))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+
+
 def test_autocast_multiplies_in_bfloat16_and_keeps_float32_gradients(tensors):
     hidden, weight, labels = tensors
     results = []

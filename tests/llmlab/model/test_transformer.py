@@ -7,21 +7,26 @@ import torch
 from torch import Tensor
 
 from llmlab.errors import ModelError
-from llmlab.model import LanguageModel, build_model, causal
+from llmlab.model import LanguageModel, build_model
+from llmlab.model.attention import in_window
 from llmlab.model.cache import KVCache
+from llmlab.model.window_config import FULL, SLIDING
 from tests.tiny import tiny_config, tiny_model
 
-ARCHITECTURES = ["qwen3", "llama", "qwen2", "gpt2"]
+ARCHITECTURES = ["qwen3", "qwen3_moe", "llama", "mistral", "qwen2", "gpt2"]
+RECURRENT = ["rnn", "lstm", "gru"]
 # float32; products over other shapes may sum in another order.
 ATOL = 2e-5
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=[*ARCHITECTURES, "window"])
 def model(request: pytest.FixtureRequest) -> LanguageModel:
+    if request.param == "window":
+        return tiny_model(sliding_window=5, layer_types=(SLIDING, FULL, SLIDING))
     return tiny_model(request.param)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *RECURRENT])
 def test_loss_at_step_0_is_the_logarithm_of_the_vocabulary(architecture: str):
     torch.manual_seed(0)
     model = build_model(tiny_config(architecture))
@@ -62,7 +67,8 @@ def test_packed_rows_equal_separate_rows(model: LanguageModel):
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         parts = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
-        return torch.cat([causal(layer, *part) for part in parts], dim=2)
+        window = model.config.windows[layer]
+        return torch.cat([in_window(*part, window=window) for part in parts], dim=2)
 
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     with torch.inference_mode():
