@@ -4,7 +4,6 @@ An epoch has every window once. A finished corpus is shuffled as a whole; one th
 tokenized in blocks of neighbouring windows, since a window can only come once it is there.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,6 +13,9 @@ from llmlab.data.permutation import Permutation
 
 _ORDER = 1
 """Part of the seed: what the numbers are drawn for."""
+
+_STRETCH = 256
+"""Places computed together."""
 
 
 class Order:
@@ -25,10 +27,8 @@ class Order:
     """
 
     def __init__(self, seed: int, block: int | None = None) -> None:
-        self._block = block
-        self._permutation = lru_cache(maxsize=4)(
-            lambda size, epoch, number: Permutation(size, seed, epoch, number, _ORDER)
-        )
+        self._seed, self._block = seed, block
+        self._stretch = lru_cache(maxsize=8)(self._shuffle_stretch)
 
     def places(self, positions: Sequence[int], num_windows: int | None) -> list[tuple[int, int]]:
         """Return the epoch and the window at each position of the endless order.
@@ -39,16 +39,18 @@ class Order:
                 positions are whole.
         """
         block = self._block or num_windows or 1
-        places: list[tuple[int, int]] = [(0, 0)] * len(positions)
-        together: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for row, position in enumerate(positions):
-            places[row] = divmod(position, num_windows) if num_windows else (0, position)
-            together[places[row][0], places[row][1] // block].append(row)
-        for (epoch, number), rows in together.items():
-            first = number * block
-            size = min(block, num_windows - first) if num_windows else block
-            indices = np.array([places[row][1] - first for row in rows])
-            shuffled = self._permutation(size, epoch, number)(indices)
-            for row, window in zip(rows, shuffled.tolist(), strict=True):
-                places[row] = epoch, first + window
+        places = []
+        for position in positions:
+            epoch, index = divmod(position, num_windows) if num_windows else (0, position)
+            number, index = divmod(index, block)
+            size = min(block, num_windows - number * block) if num_windows else block
+            stretch, index = divmod(index, _STRETCH)
+            window = self._stretch(size, epoch, number, stretch)[index]
+            places.append((epoch, number * block + window))
         return places
+
+    def _shuffle_stretch(self, size: int, epoch: int, number: int, stretch: int) -> list[int]:
+        """A stretch of a block's order: as numpy's calls take longer than its sums."""
+        first = stretch * _STRETCH
+        indices = np.arange(first, min(first + _STRETCH, size))
+        return Permutation(size, self._seed, epoch, number, _ORDER)(indices).tolist()

@@ -170,12 +170,13 @@ class Tokens:
             pieces.append(piece)
             start += len(piece)
         if len(pieces) == 1:
-            return np.asarray(pieces[0])
+            return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
 
     def _map(self, file: Path) -> None:
         if file.stat().st_size:
-            self._shards.append(np.memmap(file, dtype=self.dtype, mode="r"))
+            # as a plain array: a memmap's own slicing takes three times as long
+            self._shards.append(np.asarray(np.memmap(file, dtype=self.dtype, mode="r")))
             self._len += len(self._shards[-1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:

@@ -38,7 +38,7 @@ def test_labels_are_the_next_tokens(shards: Shards):
     assert any(stream[at : at + 33] == window for at in range(len(stream)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(context_len=st.integers(1, 200), seed=st.integers(0, 9), epoch=st.integers(0, 4))
 def test_an_epoch_has_each_window_once_and_nearly_all_tokens(
     shards: Shards, context_len: int, seed: int, epoch: int
@@ -86,7 +86,7 @@ def test_the_ranks_together_read_what_one_process_reads(
     assert max(epoch or 0 for epoch in alone.epochs) > 1
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(
     done=st.integers(0, 60),
     batch_size=st.integers(1, 9),
@@ -183,7 +183,7 @@ def test_a_state_of_another_run_is_refused(shards: Shards, change: dict, name: s
         Batches(shards, **(settings | change)).load_state_dict(saved)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(batch_size=st.integers(1, 7), context_len=st.integers(1, 300))
 def test_validation_scores_every_token_exactly_once(
     shards: Shards, batch_size: int, context_len: int

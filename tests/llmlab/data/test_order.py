@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
@@ -16,6 +16,7 @@ from llmlab.data.permutation import Permutation
 from llmlab.errors import ConfigError
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**32), st.integers(0, 100))
 def test_a_permutation_is_one_to_one(size: int, seed: int, epoch: int):
     shuffled = Permutation(size, seed, epoch)(np.arange(size))
@@ -49,6 +50,7 @@ def test_permutations_do_not_change_between_versions():
     assert Permutation(10, 0, 0)(np.arange(10)).tolist() == [0, 5, 4, 2, 7, 3, 1, 6, 9, 8]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([0.01, 0.1, 0.3, 1, 2.5, 7, 1000]), min_size=1, max_size=7))
 def test_every_prefix_is_within_one_sample_of_the_weights(weights: list[float]):
     mixture = Mixture(weights)
@@ -77,6 +79,7 @@ def test_unusable_weights(weight: float):
         Mixture([1, weight])
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 25), st.integers(1, 40)
 )
