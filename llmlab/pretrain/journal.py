@@ -10,6 +10,7 @@ it from the first second, so that a run which is killed can be reported too. Row
 Not here: what the report says (report/).
 """
 
+import os
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from typing import Any, Self
 
 from llmlab.errors import LabError
 from llmlab.track import MetricsLog, OnProgress, read_metrics
+from llmlab.training.distributed import is_first
 
 _LIVE = ("step", "loss", "bits_per_byte", "lr", "tok_per_s", "mfu", "eta")
 """What people watch, in the order of the live line."""
@@ -27,16 +29,16 @@ _LIVE = ("step", "loss", "bits_per_byte", "lr", "tok_per_s", "mfu", "eta")
 class Journal:
     """The journal of one start of a run, and the on_progress that fills it.
 
-    Leaving the block with a LabError writes that the run failed, and why.
+    Leaving the block with an error writes that the run failed, and why.
 
     Args:
-        out: folder of the run, which exists. A journal in it is continued.
+        out: folder of the run, which exists. A journal in it is continued, by rank 0.
         on_progress: gets each row too, the numbers of a step cut to those people watch.
     """
 
     def __init__(self, out: Path, on_progress: OnProgress) -> None:
-        path = out / "journal.jsonl"
-        starts = read_metrics(path) if path.exists() else []
+        path = out / "journal.jsonl" if is_first() else Path(os.devnull)
+        starts = read_metrics(path) if path.is_file() else []
         self.run_id: str = next(
             (row["run_id"] for row in starts if "run_id" in row), uuid.uuid4().hex[:16]
         )
@@ -74,8 +76,10 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, LabError):
-            self.ended("failed", {"error": str(error)})
+        if isinstance(error, Exception):
+            name = type(error).__name__
+            words = str(error) if isinstance(error, LabError) else f"{name}: {error}"
+            self.ended("failed", {"kind": name, "error": words})
         self._log.close()
 
 

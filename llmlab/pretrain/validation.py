@@ -6,6 +6,7 @@ bytes. Of several sources each is measured, and their mean goes by their shares 
 Not here: tasks (llmlab/evals).
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from llmlab.data import Shards, val_batches
 from llmlab.data.batch import Batch
 from llmlab.model.language_model import LanguageModel
 from llmlab.tokenizers import Tokenizer
+from llmlab.training.distributed import rank, sum_over_ranks, world_size
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Validator:
     def measure(self, model: LanguageModel, max_tokens: int) -> Validation:
         """Score the first `max_tokens` tokens, as many of each source, or all it has.
 
-        Call it without gradients; autocast applies.
+        Call it without gradients; autocast applies. Under torchrun every rank calls it, scores its
+        share of the batches, and gets the same numbers.
         """
         quota = -(-max_tokens // len(self._sources))
         found = {name: self._measure_one(model, shards, quota) for name, shards, _ in self._sources}
@@ -108,13 +111,17 @@ class Validator:
     def _measure_one(self, model: LanguageModel, shards: Shards, max_tokens: int) -> Validation:
         device = next(model.parameters()).device
         nats, tokens, num_bytes = 0.0, 0, 0
-        for batch in self._batches(shards, max_tokens):
+        batches = self._batches(shards, max_tokens)
+        for batch in itertools.islice(batches, rank(), None, world_size()):
             total, _ = model.loss_sum(*batch.to(device).arguments)
             scored = batch.labels[batch.labels >= 0]
             nats += float(total)
             tokens += len(scored)
             num_bytes += int(self._byte_lens[scored].sum())
-        return Validation(nats / tokens, nats / num_bytes / math.log(2), tokens, num_bytes)
+        nats, tokens, num_bytes = sum_over_ranks(nats, tokens, num_bytes)
+        return Validation(
+            nats / tokens, nats / num_bytes / math.log(2), int(tokens), int(num_bytes)
+        )
 
     def _batches(self, shards: Shards, max_tokens: int) -> Iterator[Batch]:
         left = max_tokens

@@ -3,7 +3,7 @@
     with process_group():                      # reads what torchrun left in the environment
         shard(model)                           # FSDP2, or
         loss_sum = replicated(model, loss_sum)  # DDP
-        (number,) = total(number)              # the same on every rank
+        (number,) = sum_over_ranks(number)              # the same on every rank
 
 Under DDP each rank holds the whole model and sees its share of every batch. Under FSDP2 each also
 holds a share of every weight, gradient and optimizer state only, and gathers a layer's weights
@@ -14,6 +14,7 @@ Not here: a launcher (torchrun is one), the loop (loop.py), which rank reads whi
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -74,10 +75,20 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def is_under_torchrun() -> bool:
+    """Tell whether torchrun started this process; it may have done so before, and may again."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def max_restarts() -> int:
+    """Return how often torchrun may start this process anew when one of them fails."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+
+
 # What all know. Every rank must make these calls, in one order.
 
 
-def total(*numbers: float) -> list[float]:
+def sum_over_ranks(*numbers: float) -> list[float]:
     """Return the sums of the numbers over the ranks, in float64."""
     if world_size() == 1:
         return list(numbers)
@@ -105,6 +116,21 @@ def on_first(action: Callable[[], Result], group: dist.ProcessGroup | None = Non
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+@contextlib.contextmanager
+def first_ahead() -> Iterator[None]:
+    """Let rank 0 through a block before the others, which raise its LabError if it meets one."""
+    if not is_first():
+        on_first(lambda: None)
+        yield
+        return
+    try:
+        yield
+    except LabError as error:
+        on_first(functools.partial(_raise, error))
+    else:
+        on_first(lambda: None)
 
 
 def everyones(value: Result) -> list[Result]:
@@ -225,6 +251,10 @@ def exchange(loss_sum: LossSum, *, last: bool) -> contextlib.AbstractContextMana
     if isinstance(loss_sum, DistributedDataParallel) and not last:
         return loss_sum.no_sync()
     return contextlib.nullcontext()
+
+
+def _raise(error: LabError) -> None:
+    raise error
 
 
 def _sharded_modules(model: nn.Module) -> list[FSDPModule]:

@@ -47,7 +47,7 @@ from llmlab.training.distributed import (
     rank,
     replicated,
     shard,
-    total,
+    sum_over_ranks,
 )
 from llmlab.training.hooks import BatchSource, Hooks, TrainState
 from llmlab.training.interrupt import caught_interrupts
@@ -216,7 +216,7 @@ class _Run:
         number = self.position.step + 1
         micro_batches = [self.batches.next() for _ in range(self.plan.accumulation)]
         self.loss, grad_norm = self._gradient(number, micro_batches)
-        read, seconds, signals = total(
+        read, seconds, signals = sum_over_ranks(
             sum(batch.input_ids.numel() for batch in micro_batches),
             self._elapsed_s() if is_first() else 0.0,  # one clock decides for all
             interrupted(),

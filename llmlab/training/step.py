@@ -17,7 +17,7 @@ from llmlab.data.batch import IGNORED, Batch
 from llmlab.errors import DataError, ModelError
 from llmlab.model.language_model import LanguageModel
 from llmlab.training.compilation import LossSum
-from llmlab.training.distributed import exchange, total, whole, world_size
+from llmlab.training.distributed import exchange, sum_over_ranks, whole, world_size
 
 
 def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:
@@ -50,7 +50,7 @@ def add_gradient(
     Raises:
         DataError: no label is scored.
     """
-    scored, size = total(
+    scored, size = sum_over_ranks(
         sum(int((batch.labels != IGNORED).sum()) for batch in micro_batches),
         sum(batch.labels.numel() for batch in micro_batches),
     )
@@ -67,7 +67,7 @@ def add_gradient(
             # The ranks' gradients are averaged: this makes it their sum over all scored labels.
             (loss / (scored / world_size())).backward()
         losses += loss.detach()
-    return total(float(losses))[0] / scored
+    return sum_over_ranks(float(losses))[0] / scored
 
 
 def clip_gradient(parameters: Mapping[str, nn.Parameter], loss: float, grad_clip: float) -> float:
