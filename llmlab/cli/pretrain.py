@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 
 from llmlab.pretrain.config import PretrainConfig
+from llmlab.pretrain.find_lr import FoundRate, find_lr
 from llmlab.pretrain.run import PretrainResult, pretrain
 from llmlab.track import Progress
 
@@ -26,13 +27,29 @@ class Pretrained(PretrainResult):
         return "\n".join([*lines, f"report: {self.report}", str(self.model)])
 
 
-def run(config: PretrainConfig) -> Pretrained:
-    """Train a model from scratch.
+@dataclass(frozen=True)
+class Found(FoundRate):
+    """A learning rate as the user sees it."""
+
+    def __str__(self) -> str:
+        suggested = (
+            f"suggested: --learning-rate {self.ramp.suggested:g} (a run takes {self.default:g} "
+            "when it is not told one)"
+        )
+        return "\n".join([self.table().as_text(), suggested, str(self.page)])
+
+
+def run(config: PretrainConfig) -> Pretrained | Found:
+    """Train a model from scratch, or find a learning rate for it.
 
     Raises:
         SystemExit: 130 after an interrupt, once the checkpoint is saved.
     """
     progress = Progress(sys.stderr, "pretrain")
+    if config.find_lr:
+        found = find_lr(config, on_progress=progress)
+        progress.close()
+        return Found(**vars(found))
     result = pretrain(config, on_progress=progress)
     progress.close()
     if result.status == "interrupted":

@@ -37,7 +37,8 @@ class PretrainConfig:
     """Start anew in an `out` that holds a run."""
 
     resume: bool = False
-    """Go on from the newest checkpoint in `out`, on the same curve."""
+    """Go on from the newest checkpoint in `out`, on the same curve; under torchrun, begin where
+    there is none."""
 
     preset: str = "quickstart"
     """Size of the model: quickstart, char, tiny, moe, nano or smollm2-135m."""
@@ -95,29 +96,52 @@ class PretrainConfig:
     context_len: int = 256
     """Tokens in one training window, and the longest context of the model."""
 
-    batch_tokens: int = 2048
-    """Tokens in one optimizer step; a multiple of context_len x accumulation."""
+    batch_tokens: int | None = None
+    """Tokens in one optimizer step, a multiple of context_len x accumulation; unset follows the
+    size of the model."""
 
     accumulation: int = 1
     """Micro-batches a step is cut into, to save memory."""
 
-    learning_rate: float = 2e-3
-    """Peak learning rate of AdamW."""
+    optimizer: Literal["adamw", "muon", "lion"] = "muon"
+    """The rule of the update; muon moves the hidden matrices, and AdamW the rest."""
+
+    learning_rate: float | None = None
+    """Peak learning rate; unset follows the optimizer and the width of the model."""
+
+    find_lr: bool = False
+    """Train nothing; find a learning rate by a short run whose rate rises (lr.json, lr.html)."""
+
+    schedule: Literal["cosine", "wsd", "linear"] = "cosine"
+    """After the warm-up: half a cosine, constant with a decay at the end (wsd), or a line."""
+
+    decay_fraction: float = 0.2
+    """wsd: share of the budget, at its end, over which the rate decays."""
+
+    decay_shape: Literal["linear", "sqrt"] = "sqrt"
+    """wsd: the decay falls linearly, or as 1 - sqrt(x), steep at first."""
 
     min_lr_fraction: float = 0.1
-    """The cosine ends at this fraction of the peak."""
+    """The schedule ends at this fraction of the peak."""
 
     warmup_steps: int = 50
     """Steps of linear warm-up."""
 
     weight_decay: float = 0.1
-    """AdamW's decoupled decay, on weight matrices only."""
+    """Decoupled decay, on weight matrices only."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates of the first and second moment."""
+    betas: tuple[float, float] | None = None
+    """Decay rates of the two moments; unset means (0.9, 0.95), and (0.9, 0.99) for lion."""
 
     grad_clip: float = 1.0
     """Largest L2 norm of the gradient; 0 turns clipping off."""
+
+    skip_spikes: bool = False
+    """Leave out the update of a step whose loss or gradient norm is far above the last ones."""
+
+    ema_decay: float = 0.0
+    """Validate and export an average of the weights that forgets this slowly, for example 0.999;
+    0 keeps none."""
 
     eval_every: int = 200
     """Steps between validations; 0 validates at the end only."""
@@ -161,6 +185,9 @@ class PretrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype; auto times one matrix product in each."""
 
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: each process holds the whole model, or a share of it (FSDP2)."""
+
     def __post_init__(self) -> None:
         """Refuse values that no run can use.
 
@@ -169,10 +196,10 @@ class PretrainConfig:
         """
         for name in ("context_len", "batch_tokens", "accumulation", "eval_tokens",
                      "final_eval_tokens", "sample_tokens"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
         unit = self.context_len * self.accumulation
-        if self.batch_tokens % unit:
+        if self.batch_tokens is not None and self.batch_tokens % unit:
             low = self.batch_tokens // unit * unit
             tries = f"{low} or {low + unit}" if low else str(unit)
             raise ConfigError(
@@ -199,8 +226,9 @@ class PretrainConfig:
 
     @property
     def batch_size(self) -> int:
-        """Windows in one micro-batch, B."""
-        return self.batch_tokens // (self.context_len * self.accumulation)
+        """Windows in one micro-batch, B; one where `batch_tokens` is left open."""
+        unit = self.context_len * self.accumulation
+        return (self.batch_tokens or unit) // unit
 
     @property
     def trackers(self) -> tuple[str, ...]:
@@ -209,21 +237,29 @@ class PretrainConfig:
 
     @property
     def plan(self) -> TrainingPlan:
-        """The plan of the training loop.
+        """The plan of the training loop; a learning rate left open is that of TrainingPlan.
 
         Raises:
             ConfigError: no budget, or a number out of its range.
         """
         return TrainingPlan(
-            max_steps=self.max_steps,
+            max_steps=1 if self.find_lr else self.max_steps,
             max_seconds=self.max_seconds,
             max_tokens=self.max_tokens,
-            learning_rate=self.learning_rate,
+            optimizer=self.optimizer,
+            learning_rate=TrainingPlan.learning_rate
+            if self.learning_rate is None
+            else self.learning_rate,
+            schedule=self.schedule,
+            decay_fraction=self.decay_fraction,
+            decay_shape=self.decay_shape,
             min_lr_fraction=self.min_lr_fraction,
             warmup_steps=self.warmup_steps,
             weight_decay=self.weight_decay,
             betas=self.betas,
             grad_clip=self.grad_clip,
+            skip_spikes=self.skip_spikes,
+            ema_decay=self.ema_decay,
             accumulation=self.accumulation,
             eval_every=self.eval_every,
             sample_every=self.sample_every,
@@ -232,4 +268,5 @@ class PretrainConfig:
             seed=self.seed,
             compile=self.compile,
             dtype=self.dtype,
+            parallel=self.parallel,
         )

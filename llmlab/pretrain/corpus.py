@@ -53,13 +53,19 @@ class Corpus:
             stack.pop_all()
         self.tokenizer = Tokenizer.load(self.shards[0].tokenizer)
 
-    def batches(self, rank: int = 0, world_size: int = 1) -> Batches:
-        """Return the batches of a process, at their beginning."""
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Batches:
+        """Return the batches of a process, at their beginning.
+
+        Args:
+            batch_size: windows in a micro-batch, B, over all processes.
+            rank: number of the process.
+            world_size: how many there are.
+        """
         config = self._config
         batches = Batches(
             self.shards,
             "train",
-            batch_size=config.batch_size,
+            batch_size=batch_size,
             context_len=config.context_len,
             seed=config.seed,
             weights=config.weights or None,

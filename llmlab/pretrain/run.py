@@ -38,6 +38,7 @@ from llmlab.pretrain.journal import Journal
 from llmlab.pretrain.outlook import outlook
 from llmlab.pretrain.report.page import reported
 from llmlab.pretrain.shape import model_config
+from llmlab.pretrain.sizing import recipe, sized
 from llmlab.pretrain.validation import Validator
 from llmlab.tokenizers import Tokenizer
 from llmlab.track import MetricsLog, OnProgress, Tracker, opened_trackers, read_metrics, silent
@@ -115,12 +116,14 @@ def pretrain(
 def _pretrain_on(
     corpus: Corpus, config: PretrainConfig, on_progress: OnProgress, on_eval: OnEval | None
 ) -> PretrainResult:
-    batches = corpus.batches()
+    shape = model_config(config, corpus.tokenizer)
+    config = sized(config, shape)
+    batches = corpus.batches(config.batch_size)
     torch.manual_seed(config.seed)
     device = pick_device()
     restart_peak_memory(device)
     model = build_model(
-        model_config(config, corpus.tokenizer),
+        shape,
         z_loss=config.z_loss,
         recompute=config.activation_checkpointing,
     ).to(device)
@@ -129,6 +132,7 @@ def _pretrain_on(
         model.config, context_len=config.context_len, tokens=micro_batch_tokens
     ):
         on_progress({"note": sentence})
+    on_progress({"note": recipe(config)})
     _prepare_out(config)
     with (
         reported(config.out),
