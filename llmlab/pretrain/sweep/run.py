@@ -34,6 +34,9 @@ from llmlab.track import OnProgress, silent
 
 _UNCOMPARED = ("out", "overwrite", "resume", "tensorboard", "log")
 
+_SIZED = ("learning_rate", "batch_tokens")
+"""Fields that follow the size of the model where they are unset; a run stores what followed."""
+
 
 @dataclass(frozen=True)
 class SweepResult:
@@ -56,7 +59,7 @@ class SweepResult:
 def sweep(config: SweepConfig, *, on_progress: OnProgress = silent) -> SweepResult:
     """Train the runs of a sweep one after the other, and compare them.
 
-    A run that a spike ends (ModelError) is reported as failed, and the sweep goes on.
+    A run whose loss stops being finite is reported as failed, and the sweep goes on.
 
     Raises:
         ConfigError: a word that is no setting, or settings that do not go together.
@@ -94,7 +97,9 @@ def _standing(trial: Trial, *, overwrite: bool) -> Literal["new", "begun", "kept
     changes = [
         f"{name} {getattr(then, name)} -> {value}"
         for name, value in vars(trial.config).items()
-        if name not in _UNCOMPARED and getattr(then, name) != value
+        if name not in _UNCOMPARED
+        and not (value is None and name in _SIZED)
+        and getattr(then, name) != value
     ]
     if changes and not overwrite:
         raise OutputError(
@@ -104,7 +109,8 @@ def _standing(trial: Trial, *, overwrite: bool) -> Literal["new", "begun", "kept
     run = read_run(folder)
     if changes:
         return "new"
-    if run.status in ("finished", "failed"):
+    # A run that diverged would do so again; one that a full disk ended would not.
+    if run.status == "finished" or (run.ended or {}).get("kind") == ModelError.__name__:
         return "kept"
     return "begun" if run.checkpoints else "new"
 

@@ -26,13 +26,20 @@ class Ladder:
         held_out: runs to predict.
         size: what counts as N, `non_embedding` or `total`.
         seed: of the bootstrap.
+        resamples: fits of the bootstrap.
 
     Raises:
         DataError: too few finished runs.
     """
 
     def __init__(
-        self, runs: Sequence[RunRecord], held_out: Sequence[RunRecord], *, size: str, seed: int
+        self,
+        runs: Sequence[RunRecord],
+        held_out: Sequence[RunRecord],
+        *,
+        size: str,
+        seed: int,
+        resamples: int = 400,
     ) -> None:
         self._size, self._name = _SIZES[size], _NAMES[size]
         self.measured = [self._measurement(run) for run in runs if _is_measured(run)]
@@ -43,7 +50,7 @@ class Ladder:
             )
             for run in [*runs, *held_out] if _is_measured(run)
         }  # fmt: skip
-        self.fit: ScalingFit = fit_scaling_law(self.measured, seed=seed)
+        self.fit: ScalingFit = fit_scaling_law(self.measured, resamples=resamples, seed=seed)
 
     def sentence(self) -> str:
         """Return the law with its constants."""

@@ -121,14 +121,14 @@ def test_a_ladder_predicts_the_run_it_has_not_seen(tmp_path):
         record(tmp_path, n * 10**6, d * 10**7) for n in (1, 2, 4, 8) for d in (2, 8, 32)
     ]  # fmt: skip
     larger = record(tmp_path, 32_000_000, 10**10)
-    ladder = Ladder(runs, [larger], size="non_embedding", seed=0)
+    ladder = Ladder(runs, [larger], size="non_embedding", seed=0, resamples=20)
     found = ladder.as_json()
     assert found["runs"] == 12
     assert found["constants"]["alpha"] == pytest.approx(TRUTH.alpha, rel=0.05)
     (held_out,) = found["held_out"]
-    assert held_out["predicted"] == pytest.approx(held_out["measured"], rel=5e-3)
+    assert held_out["predicted"] == pytest.approx(held_out["measured"], rel=2e-2)
     titles = [table.title for table in ladder.tables()]
     assert "a larger run, predicted and measured" in titles
     assert [chart.svg.count("<circle") for chart in ladder.charts()] == [13, 13]
-    total = Ladder(runs, [larger], size="total", seed=0)
+    total = Ladder(runs, [larger], size="total", seed=0, resamples=2)
     assert total.as_json()["constants"]["alpha"] > 1.2 * TRUTH.alpha
