@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmlab.data.batch import Batch
     from llmlab.data.batches import Batches, val_batches
     from llmlab.data.config import PackConfig
     from llmlab.data.documents import Document, iter_documents
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from llmlab.data.stdlib import Docstring, stdlib_docstrings
 
 _HOMES = {
+    "Batch": "llmlab.data.batch",
     "Batches": "llmlab.data.batches",
     "Docstring": "llmlab.data.stdlib",
     "Document": "llmlab.data.documents",
@@ -29,6 +31,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Batch",
     "Batches",
     "Docstring",
     "Document",

@@ -69,6 +69,7 @@ class TokenizingAhead:
         corpus = {
             "format_version": FORMAT_VERSION,
             "tokenizer_fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
             "eos_token_id": tokenizer.eos_token_id,
             "dtype": token_dtype(tokenizer.vocab_size).str,
             "shard_tokens": config.shard_tokens,
@@ -92,7 +93,7 @@ class TokenizingAhead:
     def _write(self) -> None:
         if self._state["complete"]:
             return
-        writing = Writing(self._config, self._tokenizer, self._config.out, silent)
+        writing = Writing(self._config, self._tokenizer, self._config.out, silent, self._go_on)
         try:
             meta = writing.write(done=self._state["splits"], on_document=self._after_document)
             writing.finish(meta)
@@ -100,9 +101,11 @@ class TokenizingAhead:
             return
         self._save(complete=True, splits=meta["splits"])
 
-    def _after_document(self, splits: dict[str, SplitWriter]) -> None:
+    def _go_on(self) -> None:
         if self._stopping.is_set():
             raise _StoppedError
+
+    def _after_document(self, splits: dict[str, SplitWriter]) -> None:
         before = self._state["splits"]["train"]["tokens"] if self._state["splits"] else 0
         block = self._config.shard_tokens
         if splits["train"].num_tokens // block > before // block:

@@ -172,15 +172,22 @@ class Writing:
         tokenizer: has an eos.
         folder: to write into.
         on_progress: gets counts, and notes.
+        on_read: called for each document read; what it raises ends the writing.
     """
 
     def __init__(
-        self, config: PackConfig, tokenizer: Tokenizer, folder: Path, on_progress: OnProgress
+        self,
+        config: PackConfig,
+        tokenizer: Tokenizer,
+        folder: Path,
+        on_progress: OnProgress,
+        on_read: Callable[[], None] | None = None,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._folder = folder
         self._on_progress = on_progress
+        self._on_read = on_read
         self._sources: list[_Source] = []
         self._longest_bytes, self._longest_digest = -1, b""
         self.longest = 0
@@ -279,6 +286,8 @@ class Writing:
             source = _Source(name, 0, 0, hashlib.sha256())
             self._sources.append(source)
             for document in iter_documents([name], on_progress=self._on_progress):
+                if self._on_read:
+                    self._on_read()
                 data = document.text.encode("utf-8", errors="replace")
                 source.documents += 1
                 source.num_bytes += len(data)

@@ -96,19 +96,24 @@ class Windows:
         self, shards: Shards, split: Split, *, context_len: int, seed: int, packing: Packing
     ) -> None:
         self._tokens = shards.split(split)
-        self._context_len, self._eos = context_len, shards.eos_token_id
+        self._eos = shards.eos_token_id
         self._growing = self._tokens if isinstance(self._tokens, GrowingTokens) else None
         if self._growing is None and len(self._tokens) <= context_len:
             raise ConfigError(
                 f"context_len={context_len} needs {context_len + 1} tokens, but the {split} split "
                 f"of {shards.folder} has {len(self._tokens)}; use a smaller context or more data"
             )
+        if self._growing is not None and packing != "stream":
+            raise ConfigError(
+                f"packing={packing!r} needs all documents of {shards.folder}, which is tokenized "
+                "while it is read; use --packing stream, or start anew with --no-tokenize-ahead"
+            )
         if packing == "stream":
             self.layout = StreamLayout(self._tokens, context_len, seed)
         else:
             self.layout = BestFitLayout(shards, split, context_len)
-        self._block = _block_windows(self._growing, context_len) if self._growing else None
-        self._order = Order(seed, self._block)
+        self._block = 0 if self._growing is None else _block_windows(self._growing, context_len)
+        self._order = Order(seed, self._block or None)
 
     @property
     def num_windows(self) -> int | None:
@@ -117,7 +122,7 @@ class Windows:
 
     def pieces(self, positions: Sequence[int]) -> list[Pieces]:
         """Return the pieces of the windows at some positions of the endless order."""
-        if self._growing is not None and self._block and positions:
+        if self._growing is not None and positions:
             blocks = max(positions) // self._block + 1
             self._growing.wait_for(blocks * self._growing.block_tokens)
         places = self._order.places(positions, self.num_windows)

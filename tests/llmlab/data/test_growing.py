@@ -12,7 +12,7 @@ import torch
 from llmlab.data import Batches, PackConfig, Shards
 from llmlab.data.growing import GrowingShards, TokenizingAhead, first_block, read_state
 from llmlab.data.packing import Writing
-from llmlab.errors import DataError
+from llmlab.errors import ConfigError, DataError
 
 BLOCK = 1024
 T = 32
@@ -145,6 +145,22 @@ def test_ranks_read_a_growing_folder_alike(config: PackConfig):
         assert torch.equal(part, whole[rows])
 
 
+def test_what_does_not_go_with_a_growing_folder(config: PackConfig):
+    shards = finished(config)
+    with pytest.raises(ConfigError, match=r"packing='best-fit' needs all documents of .*growing"):
+        Batches(shards, batch_size=1, context_len=T, seed=0, packing="best-fit")
+    with pytest.raises(ConfigError, match=r"context_len=600 does not fit twice into a block of"):
+        Batches(shards, batch_size=1, context_len=600, seed=0)
+
+
+def test_sizes_of_a_growing_folder_are_not_guessed(
+    config: PackConfig, shards: Shards, monkeypatch: pytest.MonkeyPatch
+):
+    write_until(config, 150, monkeypatch)
+    with pytest.raises(ConfigError, match="tokenized ahead is not known; set --weights"):
+        Batches([shards, GrowingShards(config.out)], batch_size=1, context_len=T, seed=0)
+
+
 def test_a_small_corpus_is_to_be_packed_first(config: PackConfig):
     large = replace(config, shard_tokens=2**20)
     ahead = TokenizingAhead(large)
@@ -171,3 +187,21 @@ def test_another_corpus_is_not_gone_on_with(config: PackConfig, tmp_path: Path):
         DataError, match=r"was begun with val_fraction=0.1, this run has 0.2; go on"
     ):
         TokenizingAhead(replace(config, val_fraction=0.2))
+
+
+def test_closing_stops_the_writer_while_it_reads(config: PackConfig, monkeypatch):
+    read = []
+
+    def close_at_ten(self: TokenizingAhead) -> None:
+        read.append(0)
+        if len(read) == 10:
+            self._stopping.set()
+        original(self)
+
+    original = TokenizingAhead._go_on
+    monkeypatch.setattr(TokenizingAhead, "_go_on", close_at_ten)
+    ahead = TokenizingAhead(config)
+    ahead.work.result()
+    ahead.close()
+    assert len(read) == 10
+    assert not read_state(config.out)["complete"]
