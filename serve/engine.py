@@ -296,6 +296,17 @@ def _read(request: _Request, token_id: int) -> tuple[str, FinishReason | None]:
 
 def _context_len(config: EngineConfig, model: ModelConfig) -> int:
     longest = model.max_position_embeddings
+    if model.is_recurrent:
+        raise ConfigError(
+            f"{config.model} is a {model.architecture}, whose state does not lie in pages; "
+            "use llmlab generate"
+        )
+    window = model.sliding_window
+    if window is not None and window < (config.max_model_len or longest):
+        raise ConfigError(
+            f"{config.model} has a sliding_window of {window} tokens, and pages are attended to "
+            f"whole; pass max_model_len={window}, up to which that is the same"
+        )
     if config.max_model_len is not None and config.max_model_len > longest:
         raise ConfigError(
             f"max_model_len={config.max_model_len} is above the {longest} positions the model "

@@ -65,10 +65,12 @@ def tiny_tokenizer(vocab_size: int = 384) -> Tokenizer:
     return Tokenizer.train(TEXTS, vocab_size=vocab_size)
 
 
-def tiny_model_folder(tmp_path: Path, architecture: str = "qwen3", seed: int = 0) -> Path:
+def tiny_model_folder(
+    tmp_path: Path, architecture: str = "qwen3", seed: int = 0, **changes: Any
+) -> Path:
     """A whole model folder, tokenizer included."""
     tokenizer = tiny_tokenizer()
-    model = tiny_model(architecture, seed, vocab_size=max(384, tokenizer.vocab_size))
+    model = tiny_model(architecture, seed, vocab_size=max(384, tokenizer.vocab_size), **changes)
     folder = tmp_path / f"tiny-{architecture}"
     save_model(model, tokenizer, folder)
     return folder

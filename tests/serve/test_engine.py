@@ -334,6 +334,17 @@ def test_a_context_beyond_the_models_is_refused(qwen3):
         start(qwen3, max_model_len=129)
 
 
+def test_models_that_pages_do_not_serve(tmp_path):
+    with pytest.raises(
+        ConfigError, match="is a LSTMForCausalLM, whose state does not lie in pages"
+    ):
+        start(tiny_model_folder(tmp_path, "lstm"))
+    folder = tiny_model_folder(tmp_path, "mistral", sliding_window=32)
+    with pytest.raises(ConfigError, match=r"a sliding_window of 32 tokens.*pass max_model_len=32"):
+        start(folder)
+    start(folder, max_model_len=32).close()
+
+
 def test_a_device_that_is_not_there_is_refused(qwen3):
     with pytest.raises(ConfigError, match="device='tpu' is not supported"):
         start(qwen3, device="tpu")
