@@ -6,9 +6,11 @@ them, for a report at the end of a run must not depend on an optional one.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Literal
 
 from llmlab.page.axes import Axis, axis_over, short
@@ -20,6 +22,11 @@ _WIDTH, _HEIGHT = 460, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 40
 _ROW = 26
 """Height of one row of a dot chart."""
+
+_LABEL_CHARS = 30
+"""Longest name of a row; a longer one is cut, and whole where the mouse rests on its dot."""
+
+_VIEW_BOX = re.compile(r'^<svg viewBox="0 0 ([\d.]+) ([\d.]+)"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,23 @@ class Chart:
     """(colour, label) of each line; empty when there is one only."""
 
     note: str = ""
+
+    def as_file(self) -> str:
+        """Return the text of an .svg file: the picture with its title, legend and colours."""
+        width, height = (int(float(n)) for n in _VIEW_BOX.findall(self.svg)[0])
+        top, below = 26, 18 * len(self.legend) + 8
+        keys = "".join(
+            f'<rect class="f{colour}" x="{_LEFT}" y="{height + 18 * n + 5}" width="14" height="4"/>'
+            f'<text x="{_LEFT + 22}" y="{height + 18 * n + 11}">{escape(label)}</text>'
+            for n, (colour, label) in enumerate(self.legend)
+        )
+        style = Path(__file__).with_name("chart.css").read_text(encoding="utf-8")
+        inner = self.svg.replace("<svg", f'<svg width="{width}" height="{height}"', 1)
+        return (
+            f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" width="{2 * width}" '
+            f'viewBox="0 {-top} {width} {height + top + below}"><style>{style}</style>'
+            f'<text x="{_LEFT - 40}" y="-8">{escape(self.title)}</text>{inner}{keys}</svg>\n'
+        )
 
 
 @dataclass(frozen=True)
@@ -133,7 +157,8 @@ def dot_chart(
         note: a sentence below.
     """
     found = [cell for _, cells in series for cell in cells if cell is not None]
-    left = 12 + min(190, 6.6 * max((len(label) for label in labels), default=0))
+    chars = max((len(label) for label in labels), default=0)
+    left = 12 + 6.8 * min(chars, _LABEL_CHARS)
     values = [*(v for cell in found for v in cell), *([0.0] if from_zero else [])]
     x = axis_over(values, is_log=False, start=left, end=_WIDTH - _RIGHT)
     height = _TOP + _ROW * len(labels) + _BOTTOM
@@ -141,7 +166,8 @@ def dot_chart(
     parts = [_vertical_grid(x, bottom, x_label)]
     for row, label in enumerate(labels):
         y = _TOP + _ROW * (row + 0.5)
-        parts.append(f'<text x="{left - 8:.1f}" y="{y + 4:.1f}" class="end">{escape(label)}</text>')
+        name = label if len(label) <= _LABEL_CHARS else label[: _LABEL_CHARS - 1] + "…"
+        parts.append(f'<text x="{left - 8:.1f}" y="{y + 4:.1f}" class="end">{escape(name)}</text>')
         for number, (name, cells) in enumerate(series):
             shift = 7 * (number - (len(series) - 1) / 2)
             cell = cells[row]

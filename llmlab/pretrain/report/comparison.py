@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmlab.page import Chart, Line, Table, dot_chart, line_chart
+from llmlab.page.axes import short
 from llmlab.page.charts import NUM_COLOURS
 from llmlab.pretrain.report.card import duration, plain
 from llmlab.pretrain.report.curves import points, smoothed, thinned
@@ -17,6 +18,10 @@ from llmlab.pretrain.report.record import RunRecord
 
 _NOT_SETTINGS = ("out", "resume", "overwrite", "tensorboard", "log")
 """Fields that do not change what is learnt."""
+
+
+_WIDE = 4
+"""Runs that differ so much in tokens are drawn over a logarithmic axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,7 @@ def spreads(runs: Sequence[RunRecord], key: str = "val_loss") -> list[Spread]:
 
 def label(run: RunRecord, fields: Sequence[str]) -> str:
     """Return the values of some fields as `field=value`, the run's distinguishing mark."""
-    return " ".join(f"{name}={plain(run.settings.get(name))}" for name in fields)
+    return " ".join(f"{name}={_compact(run.settings.get(name))}" for name in fields)
 
 
 def comparison_charts(runs: Sequence[RunRecord]) -> list[Chart]:
@@ -88,11 +93,19 @@ def comparison_charts(runs: Sequence[RunRecord]) -> list[Chart]:
             lines.append(Line(label=called[run.folder], points=values))
         if any(line.points for line in lines):
             note = f"The best {len(best)} of {len(runs)} runs." if len(best) < len(runs) else ""
+            ends = [line.points[-1][0] for line in lines if line.points]
             charts.append(
-                line_chart(title, lines, x_label="tokens", y_max=_ceiling(lines), note=note)
+                line_chart(
+                    title,
+                    lines,
+                    x_label="tokens",
+                    x_log=max(ends) >= _WIDE * min(ends),
+                    y_max=_ceiling(lines),
+                    note=note,
+                )
             )
     groups = spreads(runs)
-    if len(groups) > 1 or any(group.std is not None for group in groups):
+    if any(group.std is not None for group in groups):
         charts.append(
             dot_chart(
                 "Final held-out loss: mean and range over seeds",
@@ -206,6 +219,11 @@ def _ceiling(lines: Sequence[Line]) -> float | None:
     """Where the axis ends: the height that all curves are below after a twentieth of their way."""
     late = [y for line in lines for _, y in line.points[len(line.points) // 20 :]]
     return max(late) * 1.02 if len(late) > 40 * len(lines) else None
+
+
+def _compact(value: Any) -> str:
+    is_large = isinstance(value, int | float) and not isinstance(value, bool) and value >= 10_000
+    return short(value) if is_large else plain(value)
 
 
 def _rank(value: float | None) -> tuple[bool, float]:

@@ -24,7 +24,7 @@ from llmlab.errors import ConfigError, did_you_mean
 from llmlab.pretrain.config import PretrainConfig
 from llmlab.pretrain.sweep.config import SweepConfig
 
-_RESERVED = ("out", "overwrite", "resume")
+_RESERVED = ("out", "overwrite", "resume", "find_lr")
 _UNITS = {"k": 1e3, "M": 1e6, "B": 1e9}
 _LONGEST_NAME = 100
 

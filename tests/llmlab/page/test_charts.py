@@ -99,3 +99,13 @@ def test_a_table_in_markdown_and_text():
         "| z | 22 |",
     ]
     assert table.as_text() == "a|b\n  name   n\n  x_y    1\n  z     22"
+
+
+def test_a_chart_as_a_file_brings_its_words_and_colours():
+    lines = [Line(label=name, points=[(1, 1), (2, 4)], style="both") for name in ("a<b", "c")]
+    text = line_chart("loss & size", lines, x_label="tokens").as_file()
+    root = SVG.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"loss & size", "a<b", "c", "tokens"} <= set(words)
+    assert "prefers-color-scheme: dark" in text
