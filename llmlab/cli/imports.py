@@ -6,9 +6,10 @@ from pathlib import Path
 
 from llmlab.model.folder import load_config
 from llmlab.model.gguf_import import import_gguf
-from llmlab.model.hf_import import import_hf
+from llmlab.model.hf_import import import_hf, source_folder
 from llmlab.model.import_config import ImportConfig, ImportGgufConfig
 from llmlab.model.weights import stored_dtype
+from llmlab.outputs import check_free
 from llmlab.track import Progress
 
 
@@ -29,15 +30,11 @@ class Imported:
 
 def folder(config: ImportConfig) -> Imported:
     """Import a Hugging Face model into a model folder."""
-    source = import_hf(
-        config.source,
-        config.out,
-        dtype=config.dtype,
-        revision=config.revision,
-        overwrite=config.overwrite,
-    )
-    name = f"{config.source} at {source.name}" if config.source.startswith("hf:") else config.source
-    return _imported(name, config.out)
+    check_free(config.out, overwrite=config.overwrite)  # before anything is fetched
+    source = source_folder(config.source, config.revision)
+    out = import_hf(source, config.out, dtype=config.dtype, overwrite=config.overwrite)
+    commit = f" at {source.name}" if config.source.startswith("hf:") else ""
+    return _imported(f"{config.source}{commit}", out)
 
 
 def gguf(config: ImportGgufConfig) -> Imported:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llmlab.model.generation import generate
     from llmlab.model.gguf_import import import_gguf
     from llmlab.model.gpt2 import GPT2
+    from llmlab.model.hf_import import import_hf
     from llmlab.model.language_model import LanguageModel
     from llmlab.model.transformer import Transformer
 
@@ -29,6 +30,7 @@ _HOMES = {
     "causal": "llmlab.model.attention",
     "generate": "llmlab.model.generation",
     "import_gguf": "llmlab.model.gguf_import",
+    "import_hf": "llmlab.model.hf_import",
     "load_config": "llmlab.model.folder",
     "load_model": "llmlab.model.folder",
     "load_weights": "llmlab.model.folder",
@@ -45,6 +47,7 @@ __all__ = [
     "causal",
     "generate",
     "import_gguf",
+    "import_hf",
     "load_config",
     "load_model",
     "load_weights",

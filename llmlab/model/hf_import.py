@@ -36,8 +36,7 @@ def import_hf(
         overwrite: replace an existing folder.
 
     Returns:
-        The folder that was read: of a model of the hub its place in the cache, named after the
-        commit.
+        `out`.
 
     Raises:
         ModelError: no such model, or something in it is not supported; named.
@@ -45,8 +44,9 @@ def import_hf(
         MissingExtraError: `hf:` without the extra `hub`.
         OutputError: `out` exists and `overwrite` is false, or the disk is full.
     """
+    out = Path(out)
     check_free(out, overwrite=overwrite)
-    folder = _local(str(source), revision)
+    folder = source_folder(str(source), revision)
     config = load_config(folder)
     tokenizer = folder_tokenizer(folder)
     with torch.device("meta"):
@@ -56,10 +56,20 @@ def import_hf(
     load_weights(model.to(stored), folder)
     written = stored if dtype == "stored" else dtype
     save_model(model, tokenizer, out, dtype=written, overwrite=overwrite)
-    return folder
+    return out
 
 
-def _local(source: str, revision: str | None) -> Path:
+def source_folder(source: str, revision: str | None = None) -> Path:
+    """Return the folder of a source; a model of the hub is fetched into the hub's cache.
+
+    Args:
+        source: a folder, or `hf:OWNER/NAME`, whose folder is named after the commit.
+        revision: of a model of the hub: a commit, tag or branch; the newest commit when None.
+
+    Raises:
+        ModelError: no such model on the hub, or a source of another kind.
+        MissingExtraError: `hf:` without the extra `hub`.
+    """
     if source.startswith("hf:"):
         return import_module("llmlab.model.hub").fetch_model(source, revision)
     if revision is not None:

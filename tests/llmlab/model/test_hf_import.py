@@ -37,7 +37,12 @@ DECODER: dict[str, Any] = {
     "eos_token_id": 0,
     "pad_token_id": 1,
 }
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "head_dim": 16,
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
 )
@@ -46,7 +51,7 @@ CONFIGS: dict[str, Any] = {
     "mistral": lambda: transformers.MistralConfig(**DECODER, sliding_window=16),
     "qwen2": lambda: transformers.Qwen2Config(**DECODER, tie_word_embeddings=True),
     "qwen3": lambda: transformers.Qwen3Config(**DECODER, head_dim=32, tie_word_embeddings=True),
-    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**DECODER, **EXPERTS, head_dim=16),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**DECODER, **EXPERTS),
     "gpt2": lambda: transformers.GPT2Config(
         n_embd=64, n_layer=2, n_head=4, n_positions=128, vocab_size=VOCAB_SIZE,
         initializer_range=0.2, bos_token_id=0, eos_token_id=0,
@@ -79,7 +84,7 @@ def test_logits_equal_transformers(kind: str, tmp_path: Path):
     """From several files into one; what comes out is read by transformers as well."""
     reference = written(kind, tmp_path / "theirs", shard="60KB")
     assert (tmp_path / "theirs" / "model.safetensors.index.json").is_file()
-    assert import_hf(tmp_path / "theirs", tmp_path / "ours") == tmp_path / "theirs"
+    assert import_hf(tmp_path / "theirs", tmp_path / "ours") == tmp_path / "ours"
     assert (tmp_path / "ours" / "model.safetensors").is_file()
     model, tokenizer = load_model(tmp_path / "ours")
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
