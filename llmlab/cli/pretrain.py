@@ -1,5 +1,6 @@
 """`llmlab pretrain`: show the progress, say what came out or how to go on."""
 
+import os
 import sys
 from dataclasses import dataclass
 
@@ -39,12 +40,16 @@ class Found(FoundRate):
         return "\n".join([self.table().as_text(), suggested, str(self.page)])
 
 
-def run(config: PretrainConfig) -> Pretrained | Found:
+def run(config: PretrainConfig) -> Pretrained | Found | None:
     """Train a model from scratch, or find a learning rate for it.
+
+    Returns:
+        What came out; None on all but the first of several processes that torchrun started.
 
     Raises:
         SystemExit: 130 after an interrupt, once the checkpoint is saved.
     """
+    is_first = os.environ.get("RANK", "0") == "0"
     progress = Progress(sys.stderr, "pretrain")
     if config.find_lr:
         found = find_lr(config, on_progress=progress)
@@ -53,10 +58,11 @@ def run(config: PretrainConfig) -> Pretrained | Found:
     result = pretrain(config, on_progress=progress)
     progress.close()
     if result.status == "interrupted":
-        print(
-            f"llmlab: interrupted at step {result.steps}; resume with "
-            f"`llmlab pretrain --config {result.out / 'config.toml'} --resume`",
-            file=sys.stderr,
-        )
+        if is_first:
+            print(
+                f"llmlab: interrupted at step {result.steps}; resume with "
+                f"`llmlab pretrain --config {result.out / 'config.toml'} --resume`",
+                file=sys.stderr,
+            )
         raise SystemExit(130)
-    return Pretrained(**vars(result))
+    return Pretrained(**vars(result)) if is_first else None

@@ -26,7 +26,7 @@ import torch
 
 from llmlab.config import read_toml, save_config
 from llmlab.data import Batches
-from llmlab.errors import ModelError
+from llmlab.errors import ConfigError, ModelError
 from llmlab.hardware import pick_device
 from llmlab.model import build_model, generate, save_model
 from llmlab.model.language_model import LanguageModel
@@ -45,6 +45,16 @@ from llmlab.track import MetricsLog, OnProgress, Tracker, opened_trackers, read_
 from llmlab.track.trackers import check_installed
 from llmlab.training import Hooks, TrainState, find_latest, train
 from llmlab.training.checkpoint import rewind_rows
+from llmlab.training.distributed import (
+    first_ahead,
+    is_first,
+    is_under_torchrun,
+    max_restarts,
+    on_first,
+    process_group,
+    rank,
+    world_size,
+)
 from llmlab.training.step import autocast
 
 _FILES = ("metrics.jsonl", "samples.jsonl", "journal.jsonl", "report.md", "report.html")
@@ -97,6 +107,9 @@ def pretrain(
 ) -> PretrainResult:
     """Train a model from scratch and write it to `config.out / "model"`.
 
+    Under torchrun every process calls it alike, and `out` is a folder that all of them see; rank 0
+    writes and reports, and the result is the same on every rank.
+
     Args:
         config: the settings.
         on_progress: gets the numbers of each step, and notes.
@@ -108,9 +121,12 @@ def pretrain(
         ModelError: the loss is not finite, or there is nothing to resume from.
         OutputError: `out` is taken, or the disk is full.
     """
-    _check_out(config)
-    with Corpus(config, on_progress) as corpus:
-        return _pretrain_on(corpus, config, on_progress, on_eval)
+    with process_group(), contextlib.ExitStack() as stack:
+        checked = on_first(lambda: _checked(config))
+        said = on_progress if is_first() else silent
+        with first_ahead():
+            corpus = stack.enter_context(Corpus(checked, said, writes=is_first()))
+        return _pretrain_on(corpus, checked, said, on_eval)
 
 
 def _pretrain_on(
@@ -118,7 +134,7 @@ def _pretrain_on(
 ) -> PretrainResult:
     shape = model_config(config, corpus.tokenizer)
     config = sized(config, shape)
-    batches = corpus.batches(config.batch_size)
+    batches = corpus.batches(config.batch_size, rank(), world_size())
     torch.manual_seed(config.seed)
     device = pick_device()
     restart_peak_memory(device)
@@ -127,15 +143,15 @@ def _pretrain_on(
         z_loss=config.z_loss,
         recompute=config.activation_checkpointing,
     ).to(device)
-    micro_batch_tokens = config.batch_size * config.context_len
+    micro_batch_tokens = config.batch_size * config.context_len // world_size()
     for sentence in outlook(
         model.config, context_len=config.context_len, tokens=micro_batch_tokens
     ):
         on_progress({"note": sentence})
     on_progress({"note": recipe(config)})
-    _prepare_out(config)
+    on_first(lambda: _prepare_out(config))
     with (
-        reported(config.out),
+        reported(config.out) if is_first() else contextlib.nullcontext(),
         Journal(config.out, on_progress) as journal,
         _trackers(config, journal) as trackers,
     ):
@@ -216,7 +232,7 @@ class _Reporter:
             return result
         self._model.eval()
         folder = self._config.out / "model"
-        save_model(self._model, self._tokenizer, folder, overwrite=True)
+        on_first(lambda: save_model(self._model, self._tokenizer, folder, overwrite=True))
         return dataclasses.replace(result, model=folder, **self._final_validation(state))
 
     def _final_validation(self, state: TrainState) -> dict[str, Any]:
@@ -229,7 +245,8 @@ class _Reporter:
         row = {"step": state.step, "final": True, **found.row, "val_tokens": found.tokens}
         row |= self._corpus.epochs(self._batches)
         path = self._config.out / "metrics.jsonl"
-        if row not in read_metrics(path):  # a finished run that is resumed measures it again
+        # A finished run that is resumed measures it again.
+        if is_first() and row not in read_metrics(path):
             with MetricsLog(path, self._trackers) as metrics:
                 metrics.write(row)
         return {**numbers, "val_tokens": found.tokens}
@@ -239,7 +256,7 @@ class _Reporter:
         if self._validator:
             row = self._validator.measure(self._model, self._config.eval_tokens).row
         row |= self._corpus.epochs(self._batches)
-        if self._on_eval is not None:
+        if self._on_eval is not None and is_first():
             row.update(self._on_eval(self._model, self._tokenizer, step))
         return row
 
@@ -268,19 +285,27 @@ def _trackers(
     config: PretrainConfig, journal: Journal
 ) -> contextlib.AbstractContextManager[tuple[Tracker, ...]]:
     settings = read_toml(config.out / "config.toml", PretrainConfig)
-    return opened_trackers(
-        config.trackers, folder=config.out, run_id=journal.run_id, settings=settings
-    )
+    names = config.trackers if is_first() else ()
+    return opened_trackers(names, folder=config.out, run_id=journal.run_id, settings=settings)
 
 
-def _check_out(config: PretrainConfig) -> None:
+def _checked(config: PretrainConfig) -> PretrainConfig:
+    """Check `out`. Under torchrun, which runs one command at every start, --resume may begin."""
     check_installed(config.trackers)
     if not config.resume:
+        if max_restarts():
+            raise ConfigError(
+                f"resume=False, but torchrun may start the run {max_restarts()} more times; add "
+                "--resume, which begins anew where there is no checkpoint, or drop --max-restarts"
+            )
         check_free(config.out, overwrite=config.overwrite)
     elif find_latest(config.out) is None:
+        if is_under_torchrun():
+            return dataclasses.replace(config, resume=False)
         raise ModelError(
             f"{config.out} has no usable checkpoint-N to resume from; start without --resume"
         )
+    return config
 
 
 def _prepare_out(config: PretrainConfig) -> None:

@@ -238,7 +238,7 @@ def replicated(model: nn.Module, loss_sum: LossSum) -> LossSum:
     return DistributedDataParallel(
         _LossSum(model, loss_sum),
         device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
-        broadcast_buffers=False,
+        forward_sync_buffers=False,  # they are constants
         gradient_as_bucket_view=True,
     )
 

@@ -9,6 +9,7 @@ from llmlab.data.batch import Batch
 from llmlab.model.build import build_model
 from llmlab.model.config import ModelConfig
 from llmlab.model.language_model import LanguageModel
+from llmlab.training.distributed import rank, world_size
 
 V, T = 32, 8
 
@@ -36,12 +37,22 @@ def small_model(
 
 
 class SmallBatches:
-    """Batch i is a pure function of i; each row has another number of scored labels."""
+    """Batch i is a pure function of i; each row has another number of scored labels.
+
+    Each rank gets its rows of the batch, all processes together `batch_size`.
+    """
 
     def __init__(self, batch_size: int = 4, *, masked: bool = False) -> None:
         self.batch_size, self.masked, self.position = batch_size, masked, 0
 
     def next(self) -> Batch:
+        """Return this rank's rows."""
+        mine = slice(rank(), None, world_size())
+        whole = self.whole()
+        return Batch(whole.input_ids[mine], whole.labels[mine])
+
+    def whole(self) -> Batch:
+        """Return the rows of all ranks, and go on."""
         rows = [self.row(self.position + i) for i in range(self.batch_size)]
         self.position += self.batch_size
         windows = torch.stack(rows)
