@@ -41,7 +41,7 @@ def plainly(train: list[list[int]], val: list[list[int]], n: int) -> Overlap:
 DOCUMENTS = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=40), min_size=1, max_size=8)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(train=DOCUMENTS, val=DOCUMENTS, n=st.integers(1, 8), chunk=st.integers(1, 50))
 def test_it_finds_what_a_plain_search_finds(train, val, n: int, chunk: int):
     original, contamination._CHUNK_TOKENS = contamination._CHUNK_TOKENS, chunk
