@@ -81,7 +81,8 @@ def sweep(config: SweepConfig, *, on_progress: OnProgress = silent) -> SweepResu
             status = "interrupted"
             break
         _write(config, trials, whole=False)
-    return dataclasses.replace(_write(config, trials, whole=True), status=status)
+    result = _write(config, trials, whole=status == "finished")
+    return dataclasses.replace(result, status=status)
 
 
 def _standing(trial: Trial, *, overwrite: bool) -> Literal["new", "begun", "kept"]:
