@@ -11,7 +11,6 @@ Not here: what the report says (report/).
 """
 
 import os
-import os
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -35,10 +34,9 @@ class Journal:
     Args:
         out: folder of the run, which exists. A journal in it is continued, by rank 0.
         on_progress: gets each row too, the numbers of a step cut to those people watch.
-        writes: whether this process keeps it; of several that train together one does.
     """
 
-    def __init__(self, out: Path, on_progress: OnProgress, *, writes: bool = True) -> None:
+    def __init__(self, out: Path, on_progress: OnProgress) -> None:
         path = out / "journal.jsonl" if is_first() else Path(os.devnull)
         starts = read_metrics(path) if path.is_file() else []
         self.run_id: str = next(
@@ -46,7 +44,7 @@ class Journal:
         )
         """The same when a run is resumed."""
 
-        self._log = MetricsLog(path if writes else os.devnull)
+        self._log = MetricsLog(path)
         self._on_progress = on_progress
         self._validated: dict[str, Any] = {}
 

@@ -152,7 +152,7 @@ def _pretrain_on(
     on_first(lambda: _prepare_out(config))
     with (
         reported(config.out) if is_first() else contextlib.nullcontext(),
-        Journal(config.out, on_progress, writes=is_first()) as journal,
+        Journal(config.out, on_progress) as journal,
         _trackers(config, journal) as trackers,
     ):
         journal.started(
