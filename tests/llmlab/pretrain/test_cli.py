@@ -39,6 +39,20 @@ def test_the_verb_trains_and_names_the_model_last(flags, tmp_path, capsys):
     assert fields["model"] == lines[-1]
 
 
+def test_a_learning_rate_is_found_and_shown(flags, tmp_path, capsys):
+    assert main(["pretrain", *flags, "--find-lr"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "loss while the rate of muon rises"
+    assert lines[-1] == str(tmp_path / "run" / "lr.html")
+    found = json.loads((tmp_path / "run" / "lr.json").read_text())
+    assert lines[-2].startswith(f"suggested: --learning-rate {found['suggested']:g} (a run takes ")
+    assert len(found["rates"]) == len(found["losses"])
+    page = Path(lines[-1]).read_text()
+    assert "<svg" in page
+    assert f"Suggested: {found['suggested']:g}" in page
+    assert main(["pretrain", *flags, "--find-lr"]) == 1  # not over what is there
+
+
 def test_errors_are_one_line(flags, capsys):
     assert main(["pretrain", *flags]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("llmlab: error: no budget")

@@ -1,7 +1,9 @@
 """Muon, Lion and their groups against torch, against a plain reading of the papers, and saved."""
 
+import argparse
 import copy
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -12,11 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmlab.model.build import build_model
+from llmlab.model.config import ModelConfig
 from llmlab.training.lion import Lion
 from llmlab.training.muon import UPDATE_RMS, Muon
 from llmlab.training.optimizer import build_optimizer
 from llmlab.training.orthogonal import SMALLEST, orthogonalize
 from llmlab.training.plan import TrainingPlan
+from llmlab.training.schedule import learning_rate
 from llmlab.training.step import autocast
 from tests.llmlab.training.small import SmallBatches, small_model
 
@@ -205,6 +210,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from llmlab.training.optimizer import build_optimizer
 from llmlab.training.plan import TrainingPlan
+from llmlab.training.schedule import learning_rate
 from tests.llmlab.training.small import SmallBatches, small_model
 
 dist.init_process_group("gloo")
@@ -244,3 +250,47 @@ def test_sharded_parameters_move_as_whole_ones(tmp_path, name):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+class Text:
+    """Random windows of the source of argparse, byte by byte."""
+
+    def __init__(self) -> None:
+        self.bytes = torch.frombuffer(
+            bytearray(inspect.getsource(argparse).encode()), dtype=torch.uint8
+        ).long()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        starts = torch.randint(len(self.bytes) - 65, (8,), generator=self.generator)
+        windows = torch.stack([self.bytes[start : start + 65] for start in starts])  # (8, 65)
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def loss_after(optimizer_name: str, rate: float, steps: int = 150) -> float:
+    """Mean loss of the last twenty steps, nats a byte."""
+    torch.manual_seed(0)
+    model = build_model(
+        ModelConfig(
+            vocab_size=256, hidden_size=64, intermediate_size=192, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, head_dim=32,
+            max_position_embeddings=64, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+    plan = TrainingPlan(max_steps=steps, learning_rate=rate, optimizer=optimizer_name)
+    optimizer, text, losses = build_optimizer(model, plan), Text(), []
+    for step in range(1, steps + 1):
+        loss = model.loss(*text.next())
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(plan, step=step, progress=step / steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return sum(losses[-20:]) / 20
+
+
+@pytest.mark.slow
+def test_muon_learns_faster_than_adamw_at_its_best_rate():
+    adamw = min(loss_after("adamw", rate) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2))
+    assert loss_after("muon", 8e-3) < 0.95 * adamw

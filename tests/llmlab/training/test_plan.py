@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 import subprocess
 import sys
@@ -27,6 +28,9 @@ def test_a_plan_needs_a_budget():
         ("warmup_steps", -1, "warmup_steps=-1 must be 0 or more"),
         ("betas", (0.9, 1.0), "beta2=1.0 must be in"),
         ("min_lr_fraction", 1.5, "min_lr_fraction=1.5 must be in"),
+        ("decay_fraction", -0.1, "decay_fraction=-0.1 must be in [0, 1]; try 0.2"),
+        ("ema_decay", 1.0, "ema_decay=1.0 must be in [0, 1); try 0.999"),
+        ("momentum", 1.0, "momentum=1.0 must be in [0, 1); try 0.95"),
     ],
 )
 def test_unusable_values_are_refused(field, value, message):
@@ -57,6 +61,51 @@ def test_the_schedule_is_torchs_cosine():
         assert ours == pytest.approx(reference.get_last_lr()[0], rel=1e-9, abs=1e-12)
 
 
+def rates(**fields: object) -> list[float]:
+    plan = TrainingPlan(max_steps=100, learning_rate=1.0, warmup_steps=0, **fields)
+    return [
+        learning_rate(plan, step=s, progress=progress(plan, steps=s, tokens=0, seconds=0))
+        for s in range(1, 101)
+    ]
+
+
+def test_the_linear_schedule_is_torchs():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.2, total_iters=100)
+    for ours in rates(schedule="linear", min_lr_fraction=0.2):
+        optimizer.step()
+        reference.step()
+        assert ours == pytest.approx(reference.get_last_lr()[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", ["linear", "sqrt"])
+def test_wsd_stays_and_then_decays(shape):
+    found = rates(schedule="wsd", decay_fraction=0.25, decay_shape=shape, min_lr_fraction=0.0)
+    assert found[:75] == [1.0] * 75
+    half = {"linear": 0.5, "sqrt": 1 - 0.5**0.5}[shape]
+    assert found[75 + 12] == pytest.approx((half + found[75 + 11]) / 2, abs=0.03)
+    assert found[-1] == 0.0
+    assert all(later < earlier for earlier, later in itertools.pairwise(found[74:]))
+
+
+def test_wsd_ends_where_it_may():
+    assert rates(schedule="wsd", decay_fraction=0.0) == [1.0] * 100
+    assert rates(schedule="wsd", decay_fraction=1.0, decay_shape="linear") == pytest.approx(
+        rates(schedule="linear")
+    )
+
+
+def test_a_longer_wsd_run_begins_as_a_shorter_one():
+    short = TrainingPlan(max_steps=100, schedule="wsd", decay_fraction=0.2)
+    longer = dataclasses.replace(short, max_steps=1000)
+    for step in range(1, 81):
+        at = [
+            learning_rate(plan, step=step, progress=progress(plan, steps=step, tokens=0, seconds=0))
+            for plan in (short, longer)
+        ]
+        assert at[0] == at[1]
+
+
 def test_warm_up_is_linear_in_steps():
     plan = TrainingPlan(max_steps=10**9, learning_rate=1.0, warmup_steps=10)
     rates = [learning_rate(plan, step=step, progress=0.0) for step in range(1, 13)]
@@ -68,9 +117,12 @@ def test_warm_up_is_linear_in_steps():
     tokens=st.integers(0, 10**6),
     seconds=st.floats(0, 1000),
     later=st.floats(0, 1000),
+    schedule=st.sampled_from(["cosine", "wsd", "linear"]),
 )
-def test_the_furthest_budget_leads_and_time_never_runs_back(steps, tokens, seconds, later):
-    plan = TrainingPlan(max_steps=100, max_tokens=10**5, max_seconds=180.0)
+def test_the_furthest_budget_leads_and_time_never_runs_back(
+    steps, tokens, seconds, later, schedule
+):
+    plan = TrainingPlan(max_steps=100, max_tokens=10**5, max_seconds=180.0, schedule=schedule)
     now = progress(plan, steps=steps, tokens=tokens, seconds=seconds)
     assert now == min(1.0, max(steps / 100, tokens / 1e5, seconds / 180))
     then = progress(plan, steps=steps, tokens=tokens, seconds=seconds + later)
