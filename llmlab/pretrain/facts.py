@@ -10,13 +10,12 @@ import torch
 from llmlab.data import Shards
 from llmlab.hardware import physical_cores
 from llmlab.model import ModelConfig
-from llmlab.pretrain.outlook import memory_bytes
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def start_facts(
-    model: ModelConfig, shards: list[Shards], device: torch.device, context_len: int, tokens: int
+    model: ModelConfig, shards: list[Shards], device: torch.device, context_len: int, memory: int
 ) -> dict[str, Any]:
     """Return the sizes of model and data, and the machine.
 
@@ -25,7 +24,7 @@ def start_facts(
         shards: the data, a folder a source.
         device: where it trains.
         context_len: tokens in a window, T.
-        tokens: tokens in a micro-batch, B x T.
+        memory: its estimate in bytes (outlook.py).
     """
     return {
         "device": device_name(device),
@@ -36,7 +35,7 @@ def start_facts(
         "num_non_embedding": non_embedding(model),
         "flops_per_token": model.flops_per_token(context_len),
         "kv_bytes_per_token": model.kv_bytes_per_token(),
-        "memory_estimate_bytes": memory_bytes(model, tokens=tokens),
+        "memory_estimate_bytes": memory,
         "train_tokens": sum(len(one.split("train")) for one in shards),
         "val_tokens": sum(len(one.split("val")) for one in shards),
     }

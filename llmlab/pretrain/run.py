@@ -35,7 +35,7 @@ from llmlab.pretrain.config import PretrainConfig
 from llmlab.pretrain.corpus import Corpus
 from llmlab.pretrain.facts import peak_memory_bytes, restart_peak_memory, start_facts
 from llmlab.pretrain.journal import Journal
-from llmlab.pretrain.outlook import outlook
+from llmlab.pretrain.outlook import memory_bytes, outlook
 from llmlab.pretrain.report.page import reported
 from llmlab.pretrain.shape import model_config
 from llmlab.pretrain.sizing import recipe, sized
@@ -138,14 +138,18 @@ def _pretrain_on(
     torch.manual_seed(config.seed)
     device = pick_device()
     restart_peak_memory(device)
-    model = build_model(
-        shape,
-        z_loss=config.z_loss,
-        recompute=config.activation_checkpointing,
-    ).to(device)
+    recompute = config.activation_checkpointing
+    model = build_model(shape, z_loss=config.z_loss, recompute=recompute).to(device)
     micro_batch_tokens = config.batch_size * config.context_len // world_size()
+    memory = memory_bytes(
+        shape,
+        tokens=micro_batch_tokens,
+        optimizer=config.optimizer,
+        recompute=recompute,
+        averaged=config.ema_decay > 0,
+    )
     for sentence in outlook(
-        model.config, context_len=config.context_len, tokens=micro_batch_tokens
+        shape, context_len=config.context_len, tokens=micro_batch_tokens, memory=memory
     ):
         on_progress({"note": sentence})
     on_progress({"note": recipe(config)})
@@ -155,9 +159,7 @@ def _pretrain_on(
         Journal(config.out, on_progress) as journal,
         _trackers(config, journal) as trackers,
     ):
-        journal.started(
-            start_facts(model.config, corpus.shards, device, config.context_len, micro_batch_tokens)
-        )
+        journal.started(start_facts(shape, corpus.shards, device, config.context_len, memory))
         reporter = _Reporter(config, model, corpus, batches, journal, on_eval, trackers)
         state = train(
             model,
