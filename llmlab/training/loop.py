@@ -8,7 +8,8 @@ it goes on exactly as if it had never stopped. Several processes under torchrun 
 and train one model; what only one may do, such as logging, rank 0 does.
 
 Not here: which model, which data, what an evaluation measures; they are passed in (hooks.py). How a
-step is computed (step.py, computing.py), what a checkpoint holds (checkpoint.py).
+step is computed (step.py, computing.py), where a run starts (start.py), what a checkpoint holds
+(checkpoint.py).
 """
 
 import contextlib
@@ -29,17 +30,9 @@ from llmlab.model.language_model import LanguageModel
 from llmlab.track import MetricsLog, silent
 from llmlab.track.progress import format_row
 from llmlab.training.averaging import averaged, keep_average, use_average
-from llmlab.training.checkpoint import (
-    CheckpointWriter,
-    Position,
-    best_val_loss,
-    find_latest,
-    load_checkpoint,
-    rewind_rows,
-)
-from llmlab.training.computing import choose_dtype, choose_loss_sum, peak_flops_per_s
+from llmlab.training.checkpoint import CheckpointWriter, Position, best_val_loss
+from llmlab.training.computing import choose_computing, unchanged_generators
 from llmlab.training.distributed import (
-    everyones,
     gather,
     gathered,
     is_first,
@@ -55,6 +48,7 @@ from llmlab.training.optimizer import build_optimizer, trainable_parameters
 from llmlab.training.plan import TrainingPlan
 from llmlab.training.schedule import learning_rate, progress
 from llmlab.training.spikes import SpikeGuard
+from llmlab.training.start import find_start, go_to
 from llmlab.training.step import add_gradient, autocast, clip_gradient, first_not_finite
 
 
@@ -93,8 +87,7 @@ def train(
     if not is_first():
         hooks = dataclasses.replace(hooks, on_progress=silent, trackers=())
     with _disk_errors(out):
-        run = _Run(model, batches, plan, out, hooks, flops_per_token)
-        run.start(resume=resume)
+        run = _Run(model, batches, plan, out, hooks, resume=resume, flops_per_token=flops_per_token)
         log = MetricsLog(out / "metrics.jsonl" if is_first() else os.devnull, hooks.trackers)
         with caught_interrupts() as interrupted, log as metrics, run.writer:
             while not run.finished:
@@ -116,97 +109,49 @@ class _Run:
         plan: TrainingPlan,
         out: Path,
         hooks: Hooks,
+        *,
+        resume: bool,
         flops_per_token: float,
     ) -> None:
-        self.model, self.batches, self.plan, self.out, self.hooks = model, batches, plan, out, hooks
+        self.model, self.batches, self.plan, self.hooks = model, batches, plan, hooks
         self.device = next(model.parameters()).device
+        checkpoint = find_start(out, resume=resume)
         if plan.parallel == "fsdp":
             shard(model)
-        self.loss_sum = model.loss_sum
         self.optimizer = build_optimizer(model, plan)
         if plan.ema_decay:
             keep_average(self.optimizer, plan.ema_decay)
-        self.guard = SpikeGuard()
+        torch.manual_seed(plan.seed + rank())  # each rank drops out others
+        if checkpoint is not None:
+            go_to(checkpoint, model, self.optimizer, batches, plan, hooks.on_progress)
+        model.train()
+        began = checkpoint.position if checkpoint else None
+        self.position = began or Position()
+        self.saved = checkpoint.folder if checkpoint else None
+        self.best = on_first(lambda: best_val_loss(out))
+        self.evaluated = self.sampled = self.position.step
+        self.guard = SpikeGuard.from_state(self.position.spikes)
+        self.clock_start = time.monotonic() - self.position.elapsed_s
         self.writer = CheckpointWriter(
             out, keep=plan.keep_checkpoints, background=self.device.type == "cuda"
         )
-        self.flops_per_token, self.flops_per_s = flops_per_token, 0.0
-        self.position = Position()
+        chosen = choose_computing(
+            model,
+            self.optimizer,
+            batches,
+            plan,
+            began=began,
+            finished=self.finished,
+            flops_per_token=flops_per_token,
+            on_progress=hooks.on_progress,
+        )
+        self.loss_sum = replicated(model, chosen.loss_sum)
+        self.flops_per_token, self.flops_per_s = flops_per_token, chosen.flops_per_s
+        self.position = dataclasses.replace(
+            self.position, dtype=chosen.dtype, compiled=chosen.compiled
+        )
         self.loss = math.nan
         self.interrupted = False
-        self.saved: Path | None = None
-        self.best: float | None = None
-        self.evaluated = self.sampled = 0
-        self.clock_start, self.clock_offset = time.monotonic(), 0.0
-
-    # Beginning
-
-    def start(self, *, resume: bool) -> None:
-        """Go to the newest checkpoint when resuming; choose dtype and compilation."""
-        latest = on_first(lambda: self._latest(resume=resume))
-        torch.manual_seed(self.plan.seed + rank())  # each rank drops out others
-        began = self._go_to(latest) if latest is not None else None
-        self.model.train()
-        self._choose_computing(began)
-        self.loss_sum = replicated(self.model, self.loss_sum)
-
-    def _latest(self, *, resume: bool) -> Path | None:
-        latest = find_latest(self.out)
-        if resume and latest is None:
-            raise ModelError(f"{self.out} has no usable checkpoint-N; start it without --resume")
-        if latest is not None and not resume:
-            raise OutputError(f"{latest} exists; add --resume, or choose another --out")
-        self.out.mkdir(parents=True, exist_ok=True)
-        return latest
-
-    def _go_to(self, latest: Path) -> Position:
-        checkpoint = on_first(lambda: load_checkpoint(latest))
-        used = checkpoint.plan.get("optimizer", self.plan.optimizer)
-        if used != self.plan.optimizer:
-            raise ModelError(
-                f"{latest} holds the state of {used}, and optimizer={self.plan.optimizer}; resume "
-                f"with {used}"
-            )
-        checkpoint.restore(self.model, self.optimizer)
-        self.batches.load_state_dict(checkpoint.batches)
-        self.position = checkpoint.position
-        self.guard = SpikeGuard.from_state(self.position.spikes)
-        self.clock_offset = self.position.elapsed_s
-        self.evaluated = self.sampled = self.position.step
-        self.saved = checkpoint.folder
-        self.best = on_first(lambda: best_val_loss(self.out))
-        on_first(lambda: rewind_rows(self.out / "metrics.jsonl", self.position.step))
-        changes = "; ".join(self.plan.differences(checkpoint.plan))
-        self._note(f"resuming from {checkpoint.folder}" + (f" with {changes}" if changes else ""))
-        return checkpoint.position
-
-    def _choose_computing(self, began: Position | None) -> None:
-        say = self.hooks.on_progress
-        dtype = choose_dtype(self.plan, self.device, began.dtype if began else None, say)
-        if self.flops_per_token:
-            self.flops_per_s = peak_flops_per_s(dtype, self.device)
-        if not self.finished and self.plan.compile != "off":
-            with self._unchanged_generators():
-                self.loss_sum = choose_loss_sum(
-                    self.model,
-                    self.optimizer,
-                    self._peek(),
-                    self.plan,
-                    dtype=dtype,
-                    began_compiled=began.compiled if began else None,
-                    flops_per_token=self.flops_per_token,
-                    flops_per_s=self.flops_per_s,
-                    on_progress=say,
-                )
-        compiled = self.loss_sum != self.model.loss_sum
-        self.position = dataclasses.replace(self.position, dtype=dtype, compiled=compiled)
-
-    def _peek(self) -> Batch:
-        """The next batch, left where it is."""
-        place = self.batches.state_dict()
-        batch = self.batches.next()
-        self.batches.load_state_dict(place)
-        return batch.to(self.device)
 
     # One step
 
@@ -253,7 +198,6 @@ class _Run:
             first = first_not_finite(
                 self.model, micro_batches, device=self.device, dtype=self.position.dtype
             )
-            first = _of_some_rank(first)
             raise ModelError(
                 f"step {number}: {error}{first}; stopped before the update, {good}. Lower "
                 f"learning_rate={self.plan.learning_rate} or raise warmup_steps="
@@ -362,31 +306,21 @@ class _Run:
         self.model.eval()
         average = averaged(self.optimizer) if self.plan.ema_decay else contextlib.nullcontext()
         try:
-            with torch.no_grad(), self._unchanged_generators(), average, gathered(self.model):
+            unchanged = unchanged_generators(self.device)
+            with torch.no_grad(), unchanged, average, gathered(self.model):
                 yield
         finally:
             self.model.train()
-
-    def _unchanged_generators(self) -> contextlib.AbstractContextManager[None]:
-        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
     def _used(self) -> float:
         at = self.position
         return progress(self.plan, steps=at.step, tokens=at.tokens, seconds=at.elapsed_s)
 
     def _elapsed_s(self) -> float:
-        return self.clock_offset + time.monotonic() - self.clock_start
+        return time.monotonic() - self.clock_start
 
     def _note(self, text: str) -> None:
         self.hooks.on_progress({"note": text})
-
-
-def _of_some_rank(found: str) -> str:
-    """What the first rank found that found something, and which rank it is."""
-    all_found = everyones(found)
-    first = next((number for number, text in enumerate(all_found) if text), 0)
-    on_rank = f", on rank {first}" if len(all_found) > 1 and all_found[first] else ""
-    return all_found[first] + on_rank
 
 
 def _due(step: int, every: int) -> bool:

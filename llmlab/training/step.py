@@ -17,7 +17,7 @@ from llmlab.data.batch import IGNORED, Batch
 from llmlab.errors import DataError, ModelError
 from llmlab.model.language_model import LanguageModel
 from llmlab.training.compilation import LossSum
-from llmlab.training.distributed import exchange, sum_over_ranks, whole, world_size
+from llmlab.training.distributed import everyones, exchange, sum_over_ranks, whole, world_size
 
 
 def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:
@@ -107,7 +107,7 @@ def first_not_finite(
 
     Returns:
         A part of a sentence: the first weight that is not finite, else the first layer whose
-        output is not; empty when all are.
+        output is not, on the first rank that has one; empty when all are.
     """
     weights = [name for name, p in model.named_parameters() if not _local(p).isfinite().all()]
     outputs: list[str] = []
@@ -129,9 +129,15 @@ def first_not_finite(
     finally:
         for hook in hooks:
             hook.remove()
+    found = f", first in the output of {outputs[0]}" if outputs else ""
     if weights:
-        return f", and so is the weight {weights[0]}"
-    return f", first in the output of {outputs[0]}" if outputs else ""
+        found = f", and so is the weight {weights[0]}"
+    ranks = enumerate(everyones(found))
+    return next((text + _on_rank(number) for number, text in ranks if text), "")
+
+
+def _on_rank(number: int) -> str:
+    return f" on rank {number}" if world_size() > 1 else ""
 
 
 def _not_finite(parameters: Mapping[str, nn.Parameter]) -> str:
