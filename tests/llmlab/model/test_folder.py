@@ -165,7 +165,9 @@ def test_folders_that_are_no_models(tmp_path: Path):
 
 def test_weights_in_another_format(folder: Path):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"only pytorch_model\.bin; it is a pickle.*safe_serialization=True"):
+    with pytest.raises(
+        ModelError, match=r"only pytorch_model\.bin; it is a pickle.*safe_serialization=True"
+    ):
         load_model(folder)
 
 
