@@ -23,7 +23,7 @@ quickstart: setup
 	$(BIN)/llmlab quickstart --out $(OUT) --overwrite
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 1200

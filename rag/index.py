@@ -11,11 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, get_args
 
+from llmlab import rag  # whose load_embedder brings torch with it, once it is called
 from llmlab.errors import ConfigError, DataError, RetrievalError, did_you_mean
 from llmlab.rag.chunk import check_sizes, chunk_document
 from llmlab.rag.config import Mode
 from llmlab.rag.documents import Chunk, Document, Hit, text_hash
-from llmlab.rag.embed import load_embedder
 from llmlab.rag.embedder import Embedder
 from llmlab.rag.fuse import fuse
 from llmlab.rag.load import document_files, load_file
@@ -352,10 +352,10 @@ def _is_empty(path: Path) -> bool:
 
 def _embedder_of(path: Path) -> Embedder:
     if not is_index(path):
-        return load_embedder()
+        return rag.load_embedder()
     store = Store(path, "")
     try:
-        return load_embedder(store.meta("embedder"), offline=True)
+        return rag.load_embedder(store.meta("embedder"), offline=True)
     finally:
         store.close()
 

@@ -4,11 +4,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmlab import rag  # whose load_embedder brings torch with it, once it is called
 from llmlab.errors import ConfigError, RetrievalError
 from llmlab.outputs import whole_folder
 from llmlab.rag.answer import Answer, Citation, TextDelta
 from llmlab.rag.config import AskConfig, IndexConfig
-from llmlab.rag.embed import load_embedder
 from llmlab.rag.index import Index, IndexReport, is_index
 from llmlab.rag.pipeline import Pipeline
 from llmlab.track import Progress
@@ -103,7 +103,7 @@ def ask(config: AskConfig) -> AskResult:
 
 
 def _fill(config: IndexConfig, place: Path, progress: Progress) -> IndexResult:
-    embedder = load_embedder(config.embedder) if config.embedder else None
+    embedder = rag.load_embedder(config.embedder) if config.embedder else None
     with Index(
         place,
         embedder,

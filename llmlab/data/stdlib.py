@@ -6,6 +6,7 @@ Nothing is written.
 """
 
 import ast
+import functools
 import os
 import sysconfig
 import tokenize
@@ -80,11 +81,17 @@ def read_source(path: Path) -> str:
         return file.read()
 
 
-def stdlib_docstrings() -> Iterator[Docstring]:
-    """Yield the docstrings of all public modules, classes, functions and methods.
+@functools.cache
+def stdlib_docstrings() -> tuple[Docstring, ...]:
+    """Return the docstrings of all public modules, classes, functions and methods.
 
-    The order is that of the files, and inside a file that of the source.
+    The order is that of the files, and inside a file that of the source. They are read once a
+    process.
     """
+    return tuple(_docstrings())
+
+
+def _docstrings() -> Iterator[Docstring]:
     root = stdlib_root()
     for path in stdlib_files():
         parts = path.relative_to(root).with_suffix("").parts

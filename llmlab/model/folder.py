@@ -108,7 +108,8 @@ def save_model(
         ModelError: the parameters are not those of `model.config`, or the vocabulary is too small.
         OutputError: the folder exists or cannot be written.
     """
-    weights = model.state_dict()
+    # Not `state_dict()`, for which FSDP would take the weights apart again.
+    weights = dict(model.named_parameters(remove_duplicate=False))
     _check_vocab(model.config, tokenizer)
     _check_plain(model.config, weights)
     out_dtype = _dtype(dtype) if dtype is not None else next(iter(weights.values())).dtype

@@ -12,7 +12,7 @@ FLOAT32_BYTES = 4
 _HEAD_ROWS = 512
 _ALLOCATED = 1.15
 _WORKING_LAYERS, _RECOMPUTED_LAYERS = 2, 4
-_RECURRENT_WIDTHS = {"RNNForCausalLM": 4, "GRUForCausalLM": 10, "LSTMForCausalLM": 20}
+_RECURRENT_WIDTHS = {"RNNForCausalLM": 4, "GRUForCausalLM": 10, "LSTMForCausalLM": 10}
 
 
 def memory_bytes(
@@ -67,7 +67,7 @@ def layer_floats(config: ModelConfig) -> int:
         return 8 * E + 2 * F
     heads = config.num_attention_heads * config.head_dim
     groups = config.num_key_value_heads * config.head_dim
-    floats = 5 * E + 2 * heads + 4 * groups + (heads + groups) * 2 * config.qk_norm
+    floats = 6 * E + (heads + groups) * (4 if config.qk_norm else 2)
     if config.experts is None:
         return floats + 4 * F
     chosen = config.experts.num_experts_per_tok

@@ -22,9 +22,6 @@ _MAX_KEY_BYTES = 64
 _MAX_NODES = 2_000_000
 """Bound on the prefixes of all that is replaced; NFKC has 264 000."""
 
-_ROWS = 4096
-"""Trie nodes looked at in one go, 255 places each."""
-
 Unit = tuple[int, str, bool]
 """Original characters, what they become, and whether they are one thing or a run of characters."""
 
@@ -147,12 +144,13 @@ def _keys(units: NDArray[np.int64]) -> Iterator[tuple[bytes, int]]:
     Raises:
         ValueError: the trie leads outside of itself or in a circle.
     """
-    bases, keys = _offsets(units[:1]), [b""]
+    children, bases, keys = _Children(units), _offsets(units[:1]), [b""]
     left = _MAX_NODES  # branches may share their ends, so there can be more than units
     while keys:
-        parents, labels, places = _children(units, bases)
+        parents, labels, places = children.of(bases)
         left -= len(places)
-        keys = [keys[i] + bytes([b]) for i, b in zip(parents, labels, strict=True)]
+        pairs = zip(parents.tolist(), labels.tolist(), strict=True)
+        keys = [keys[parent] + bytes([label]) for parent, label in pairs]
         if left < 0 or (keys and len(keys[0]) > _MAX_KEY_BYTES):
             raise ValueError("its trie does not end")
         bases = places ^ _offsets(units[places])
@@ -165,20 +163,28 @@ def _keys(units: NDArray[np.int64]) -> Iterator[tuple[bytes, int]]:
                 yield key, value
 
 
-def _children(
-    units: NDArray[np.int64], bases: NDArray[np.int64]
-) -> tuple[list[int], list[int], NDArray[np.int64]]:
-    """Return each child's parent (a row of `bases`), its label, and its place in the trie."""
-    labels = np.arange(1, 256)
-    found = [(bases[:0], bases[:0], bases[:0])]
-    for first in range(0, len(bases), _ROWS):
-        places = bases[first : first + _ROWS, None] ^ labels  # (R, 255)
-        inside = places < len(units)
-        child = units[np.where(inside, places, 0)]
-        rows, columns = np.nonzero(inside & ((child & (1 << 31 | 0xFF)) == labels))
-        found.append((rows + first, columns + 1, places[rows, columns]))
-    parents, names, where = (np.concatenate(column) for column in zip(*found, strict=True))
-    return parents.tolist(), names.tolist(), where
+class _Children:
+    """The nodes of a trie by the base they are found from: node i with label b is at `base ^ b`."""
+
+    def __init__(self, units: NDArray[np.int64]) -> None:
+        labels = units & 0xFF
+        places = np.flatnonzero((labels != 0) & (units & 1 << 31 == 0))
+        bases, labels = places ^ labels[places], labels[places]
+        order = np.lexsort((labels, bases))
+        self._bases, self._labels, self._places = bases[order], labels[order], places[order]
+
+    def of(
+        self, bases: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return each child's parent (a row of `bases`), its label, and its place in the trie."""
+        first = np.searchsorted(self._bases, bases)
+        counts = np.searchsorted(self._bases, bases, side="right") - first
+        if counts.sum() > _MAX_NODES:
+            raise ValueError("its trie does not end")
+        parents = np.repeat(np.arange(len(bases)), counts)
+        within = np.arange(len(parents)) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows = first[parents] + within
+        return parents, self._labels[rows], self._places[rows]
 
 
 def _offsets(units: NDArray[np.int64]) -> NDArray[np.int64]:

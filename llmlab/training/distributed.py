@@ -41,9 +41,9 @@ def process_group() -> Iterator[None]:
     """Join the processes that torchrun started with this one; leave them at the end.
 
     Collectives go over gloo on CPUs and over NCCL between GPUs, of which each rank takes the one
-    that torchrun numbered for it.
+    that torchrun numbered for it. A group that exists already is left as it is.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     backend = "gloo"

@@ -27,6 +27,7 @@ LOWEST, HIGHEST = 1e-5, 1.0
 SHARE = 0.5
 """The suggested rate is this share of the one at the end of the fall."""
 
+_LEAST = 0.01  # share of the first loss by which it must fall for the ramp to say anything
 _DONE = 0.9  # share of the fall that counts as its end: the last tenth is flat, and noise
 _MEMORY = 0.9  # of the moving average that smooths the losses
 _LEAP = 0.3  # the ramp ends when the loss has risen by this share of what it had fallen
@@ -116,7 +117,7 @@ def _has_leapt(smoothed: list[float]) -> bool:
 
 
 def _finding(rates: list[float], losses: list[float], smoothed: list[float]) -> RateRamp:
-    if not losses or min(smoothed) >= smoothed[0]:
+    if not losses or min(smoothed) > (1 - _LEAST) * smoothed[0]:
         raise ModelError(
             f"the loss did not fall in {len(losses)} steps, at rates from {LOWEST:g} to "
             f"{rates[-1] if rates else LOWEST:g}; check the data, or take more tokens a step"

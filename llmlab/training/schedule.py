@@ -58,8 +58,7 @@ def _decay(plan: TrainingPlan, progress: float) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     if plan.schedule == "linear":
         return 1.0 - progress
-    start = 1.0 - plan.decay_fraction
-    if progress <= start:
+    if progress <= 1.0 - plan.decay_fraction:
         return 1.0
-    x = (progress - start) / plan.decay_fraction
+    x = max(0.0, 1.0 - (1.0 - progress) / plan.decay_fraction)
     return 1.0 - (math.sqrt(x) if plan.decay_shape == "sqrt" else x)

@@ -81,7 +81,10 @@ def test_the_command_line_names_the_port(tmp_path, capsys):
     assert f"port {port}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_signals_end_the_process_after_running_streams(folder, number, status):
     command = [sys.executable, "-m", "llmlab", "serve", "--model", str(folder), "--port", "0"]
     command += ["--kv-memory-mb", "8", "--shutdown-timeout-s", "20"]

@@ -55,8 +55,9 @@ def _end(run: RunRecord) -> Iterator[str]:
     elif run.status == "unfinished":
         yield f"The run has not ended: it still goes on, or was killed after {at}; {saved}"
     if len(run.starts) > 1:
-        steps = [row.get("time", "?") for row in run.starts[1:]]
-        yield f"It was resumed {len(steps)} times, last at {steps[-1]}"
+        times = len(run.starts) - 1
+        often = "once" if times == 1 else f"{times} times, last"
+        yield f"It was resumed {often} at {run.starts[-1].get('time', 'an unknown time')}"
 
 
 def _spikes(run: RunRecord) -> Iterator[str]:

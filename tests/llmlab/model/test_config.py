@@ -5,10 +5,15 @@ import sys
 from typing import Any
 
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from llmlab.errors import ModelError
 from llmlab.model import ModelConfig, build_model
+from llmlab.model.config_json import ARCHITECTURES
 from llmlab.model.presets import PRESETS
+from llmlab.model.window_config import FULL, SLIDING
 from tests.tiny import tiny_config
 
 LLAMA: dict[str, Any] = {
@@ -23,7 +28,7 @@ LLAMA: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("architecture", ["qwen3", "llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_num_parameters_counts_what_is_built(architecture: str, tied: bool):
     config = tiny_config(architecture, tie_word_embeddings=tied)
     model = build_model(config)
@@ -36,6 +41,77 @@ def test_flops_and_cache_of_a_hand_counted_model():
     multiplied = 3 * layer + 384 * 48 + 7 * 48  # the 7 norms count like the rest
     assert config.flops_per_token(100) == 6 * multiplied + 6 * 3 * 64 * 100
     assert config.kv_bytes_per_token(4) == 2 * 3 * 2 * 16 * 4
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen3_moe", "llama", "gpt2", "mistral"])
+def test_flops_are_those_torch_counts(architecture: str):
+    config = tiny_config(architecture, tie_word_embeddings=True)
+    with torch.device("cpu"):
+        model, dense = build_model(config), FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), dense, torch.no_grad():
+        model(torch.zeros(2, 64, dtype=torch.int64))
+    forward = config.flops_per_token(64) / 3 * 2 * 64
+    # Torch counts attention to the future too, and no norm.
+    future = 2 * 64 * 2 * config.num_attention_heads * config.head_dim * 64 * 3
+    counted = dense.get_total_flops() + expert_flops(config, num_tokens=2 * 64)
+    assert counted - future == pytest.approx(forward, rel=0.02)
+
+
+def expert_flops(config: ModelConfig, num_tokens: int) -> int:
+    """FLOPs of the experts' own operation, which torch's counter does not know."""
+    if config.experts is None:
+        return 0
+    inner = config.experts.moe_intermediate_size * config.experts.num_experts_per_tok
+    return 2 * num_tokens * config.num_hidden_layers * 3 * inner * config.hidden_size
+
+
+def test_a_window_saves_flops():
+    config = tiny_config("qwen3", sliding_window=10, layer_types=(SLIDING, FULL, SLIDING))
+    full = tiny_config("qwen3")
+    # Of 40 tokens 10 at most are seen: on average 10 - 10²/80 = 8.75 instead of 20.
+    saved = 2 * 12 * 64 * (20 - 8.75)
+    assert full.flops_per_token(40) - config.flops_per_token(40) == saved
+
+
+def test_ladder():
+    sizes = [ModelConfig.of_depth(depth, vocab_size=8192).num_parameters for depth in range(1, 41)]
+    assert sizes == sorted(sizes)
+    assert 1e6 < sizes[1] < 2e6
+    assert 0.9e9 < sizes[27] < 1.1e9
+    shape = ModelConfig.of_depth(20, vocab_size=8192)
+    assert (shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads) == (
+        1280,
+        20,
+        5,
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 7, 8, 13, 16, 64])
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_every_depth_makes_every_architecture(depth: int, architecture: str):
+    shape = ModelConfig.of_depth(depth, vocab_size=512, architecture=architecture)
+    assert shape.num_hidden_layers == depth
+    assert shape.intermediate_size % 64 == 0
+    assert ModelConfig.from_dict(shape.to_dict()) == shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sliding_window": 0}, "sliding_window=0 is not a positive"),
+        ({"layer_types": (FULL,) * 3}, "needs a sliding_window"),
+        ({"sliding_window": 4, "layer_types": (FULL, SLIDING)}, "for each of the 3 layers"),
+        ({"sliding_window": 4, "layer_types": (FULL, SLIDING, "chunked")}, "'chunked'"),
+    ],
+)
+def test_windows_that_cannot_be(changes: dict[str, Any], message: str):
+    with pytest.raises(ModelError, match=message):
+        tiny_config("qwen3", **changes)
+
+
+def test_layers_of_a_mistral_are_alike():
+    with pytest.raises(ModelError, match="layers of MistralForCausalLM are all alike"):
+        tiny_config("mistral", sliding_window=4, layer_types=(FULL, SLIDING, FULL))
 
 
 def test_defaults_of_a_short_llama_config():
@@ -108,7 +184,7 @@ def test_gpt2_sizes_must_fit():
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-@pytest.mark.parametrize("architecture", [None, "llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("architecture", [None, *sorted(ARCHITECTURES)])
 def test_presets_build(name: str, architecture: str | None):
     config = ModelConfig.preset(
         name, vocab_size=512, max_position_embeddings=128, architecture=architecture

@@ -69,7 +69,12 @@ def test_loss_and_gradient(model: LanguageModel):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "changes"), [("qwen3_moe", {}), ("qwen3", {"sliding_window": 3}), ("gpt2", {})]
+    ("architecture", "changes"),
+    [
+        pytest.param("qwen3_moe", {}, marks=pytest.mark.slow),
+        ("qwen3", {"sliding_window": 3}),
+        pytest.param("gpt2", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_compiles_without_a_graph_break(architecture: str, changes: dict[str, int]):
     model = tiny_model(architecture, num_hidden_layers=1, **changes)

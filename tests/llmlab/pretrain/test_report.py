@@ -73,6 +73,7 @@ def write_run(
             }
         )
         journal({"note": "computing in float32"})
+        loss = 9.0
         for step in range(1, steps + 1):
             loss = 2 + 7 / step + 100 * rate + 0.01 * seed
             row = {"step": step, "loss": loss, "lr": rate, "grad_norm": 1 / step,

@@ -138,7 +138,10 @@ def test_a_resumed_run_writes_the_same_model_and_rows(config, tmp_path):
     assert sum("final" in row for row in rows) == 1
 
 
-@pytest.mark.parametrize("arch", ["qwen3", "llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize(
+    "arch",
+    ["qwen3", "gpt2", *(pytest.param(a, marks=pytest.mark.slow) for a in ("llama", "qwen2"))],
+)
 def test_every_architecture_trains_and_loads(config, arch):
     small = dataclasses.replace(
         config, model_config=None, preset="char", arch=arch, max_steps=2, prompts=()

@@ -20,7 +20,7 @@ def test_what_is_left_open_follows_the_model():
     assert recipe(config) == said
     larger = sized(OPEN, ModelConfig.preset("nano", vocab_size=50304))
     assert larger.batch_tokens == 8 * 2048
-    assert larger.learning_rate < config.learning_rate
+    assert learning_rate_for("muon", 384) < learning_rate_for("muon", 256)
     assert larger.plan.learning_rate == larger.learning_rate
 
 

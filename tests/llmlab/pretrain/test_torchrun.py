@@ -22,7 +22,7 @@ def run(config: PretrainConfig) -> tuple[list[object], int]:
     return [result.status, result.steps, result.tokens, result.val_loss, result.model], len(rows)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_two_processes_write_what_one_does(config, tmp_path, parallel):
     config = dataclasses.replace(config, parallel=parallel, dtype="float32", compile="off")
     alone = dataclasses.replace(config, out=tmp_path / "one")

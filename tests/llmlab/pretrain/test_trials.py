@@ -4,7 +4,7 @@ import pytest
 
 from llmlab.errors import ConfigError
 from llmlab.pretrain.sweep.config import SweepConfig
-from llmlab.pretrain.sweep.trials import make_trials
+from llmlab.pretrain.sweep.trials import Trial, make_trials
 
 SHARED = ("data=shards", "max_steps=10")
 
@@ -38,18 +38,23 @@ def test_fields_of_several_items_and_of_words():
     }  # fmt: skip
 
 
+def rate(trial: Trial) -> float:
+    assert trial.config.learning_rate is not None
+    return trial.config.learning_rate
+
+
 def test_draws_lie_in_their_range_repeat_and_grow():
     words = ("learning_rate=log:1e-4:1e-2", "batch_tokens=256,512", "warmup_steps=5:50")
     found = trials(random=("12", *words), seed=3)
     assert len({trial.name for trial in found}) == 12
     for trial in found:
-        assert 1e-4 <= trial.config.learning_rate <= 1e-2
+        assert 1e-4 <= rate(trial) <= 1e-2
         assert trial.config.batch_tokens in (256, 512)
         assert 5 <= trial.config.warmup_steps <= 50
     assert trials(random=("12", *words), seed=3) == found
     assert trials(random=("15", *words), seed=3)[:12] == found
     assert trials(random=("12", *words), seed=4) != found
-    below = sum(t.config.learning_rate < 1e-3 for t in trials(random=("24", words[0])))
+    below = sum(rate(t) < 1e-3 for t in trials(random=("24", words[0])))
     assert 4 < below < 20, "equally many a decade"
 
 

@@ -263,7 +263,8 @@ def test_where_llama_cpp_differs_from_sentencepiece(tmp_path):
 # -- SentencePiece's BPE ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [V1, V3, pytest.param(V7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [V1, V3, V7])
 def test_mistral(name, tmp_path):
     tokenizer = published(name, tmp_path)
     file = written(tokenizer, tmp_path)
@@ -346,6 +347,7 @@ def test_the_gguf_package_reads_the_file(name, tmp_path):
     assert fields["tokenizer.ggml.unknown_token_id"].contents() == tokenizer.unk_token_id
 
 
+@pytest.mark.slow
 def test_a_file_that_says_no_more_than_the_format_has(tmp_path):
     for tokenizer in (
         published(V1, tmp_path),

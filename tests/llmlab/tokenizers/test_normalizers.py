@@ -113,6 +113,7 @@ def test_torture(text):
         check_step(step, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", [*map(UnicodeForm, ("NFC", "NFKD")), Lowercase(), StripAccents(), Bert()], ids=repr
 )

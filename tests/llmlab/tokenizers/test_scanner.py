@@ -87,6 +87,7 @@ def test_cuts_like_the_expression(way, text):
     assert scanned(text, rules) == pattern.findall(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", PUBLISHED)
 def test_every_character_alone_and_between_words(way):
     pattern, rules = WAYS[way]

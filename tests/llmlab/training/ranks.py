@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -58,20 +58,23 @@ class Ranks:
 
     def join(self) -> list[Any]:
         """Wait for all and return their results in the order of the ranks."""
+        results: dict[int, Any] = {}
         try:
-            return [self._answer(rank) for rank in range(len(self.processes))]
+            while len(results) < len(self.processes):
+                open_pipes = {pipe for r, pipe in enumerate(self._answers) if r not in results}
+                ready = connection.wait(open_pipes, WITHIN_S)
+                if not ready:
+                    raise TimeoutError(f"only ranks {list(results)} answered within {WITHIN_S} s")
+                for pipe in ready:
+                    rank = self._answers.index(pipe)
+                    results[rank], error = self._answers[rank].recv()
+                    if error is not None:
+                        raise RuntimeError(f"rank {rank}: {error}")
+            return [results[rank] for rank in range(len(self.processes))]
         finally:
             for process in self.processes:
                 process.kill()
                 process.join()
-
-    def _answer(self, rank: int) -> Any:
-        if not self._answers[rank].poll(WITHIN_S):
-            raise TimeoutError(f"rank {rank} has not answered within {WITHIN_S} s")
-        result, error = self._answers[rank].recv()
-        if error is not None:
-            raise RuntimeError(f"rank {rank}: {error}")
-        return result
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -80,7 +83,7 @@ def on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> 
 
 
 def _run(
-    pipe: Connection,
+    pipe: connection.Connection,
     environment: dict[str, str],
     function: Callable[..., Any],
     arguments: tuple[Any, ...],

@@ -209,6 +209,7 @@ except OutputError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     """The process may write files of half a checkpoint's size only, as on a disk that fills up."""
     done = subprocess.run(

@@ -3,6 +3,7 @@ import os
 import resource
 import signal
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -54,7 +55,12 @@ def of_model_and_optimizer(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("parallel", "optimizer"), [("ddp", "adamw"), ("fsdp", "adamw"), ("fsdp", "muon")]
+    ("parallel", "optimizer"),
+    [
+        pytest.param("ddp", "adamw", marks=pytest.mark.slow),
+        pytest.param("fsdp", "adamw", marks=pytest.mark.slow),
+        ("fsdp", "muon"),
+    ],
 )
 def test_two_ranks_follow_the_curve_of_one(tmp_path, parallel, optimizer):
     plan = dataclasses.replace(PLAN, parallel=parallel, optimizer=optimizer)
@@ -66,7 +72,7 @@ def test_two_ranks_follow_the_curve_of_one(tmp_path, parallel, optimizer):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_ten_steps_on_two_ranks_are_five_and_five_more(tmp_path, parallel):
     plan = dataclasses.replace(PLAN, parallel=parallel, max_steps=10, schedule="wsd")
     plan = dataclasses.replace(plan, min_lr_fraction=1.0)  # the rate knows no end
@@ -116,6 +122,7 @@ def test_a_checkpoint_of_two_is_that_of_one_and_back(tmp_path):
         assert same_tensors(of_model_and_optimizer(tmp_path / out / name), want)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
     plan = dataclasses.replace(PLAN, schedule="wsd", min_lr_fraction=1.0)
     trained(tmp_path / "whole", plan)
@@ -213,8 +220,8 @@ def test_a_full_disk_stops_all_and_leaves_the_last_checkpoint(tmp_path):
     load_checkpoint(tmp_path / "checkpoint-2")
 
 
-def meets_nan(out: Path, parallel: str) -> str:
-    model = small_model()
+def meets_nan(out: Path, parallel: Literal["ddp", "fsdp"]) -> str:
+    model: Any = small_model()
 
     def spoil(module, inputs, output):
         return output * torch.nan if rank() == 1 and module.training else output

@@ -273,7 +273,9 @@ print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_saves_a_checkpoint_after_the_step(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-c", ENDLESS, tmp_path], stdout=subprocess.PIPE, text=True, cwd=ROOT

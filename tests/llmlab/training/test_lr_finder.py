@@ -12,17 +12,16 @@ PLAN = TrainingPlan(max_steps=1, dtype="float32")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion"])
-def test_the_suggested_rate_trains(optimizer):
+def test_the_suggested_rate_lies_where_the_loss_falls(optimizer):
     plan = TrainingPlan(max_steps=1, dtype="float32", optimizer=optimizer)
-    ramp = find_learning_rate(small_model(), SmallBatches(8), plan)
+    ramp = find_learning_rate(small_model(), SmallBatches(8), plan, num_steps=40)
     assert len(ramp.rates) == len(ramp.losses) == len(ramp.smoothed)
     assert ramp.rates[0] == LOWEST
     ratios = [b / a for a, b in zip(ramp.rates, ramp.rates[1:], strict=False)]
-    assert ratios == pytest.approx([(HIGHEST / LOWEST) ** (1 / 99)] * len(ratios))
+    assert ratios == pytest.approx([(HIGHEST / LOWEST) ** (1 / 39)] * len(ratios))
     assert ramp.losses[0] == pytest.approx(math.log(32), rel=0.05)
-    assert 1e-4 < ramp.suggested < 0.1
-    again = find_learning_rate(small_model(), SmallBatches(8), plan)
-    assert again == ramp
+    lowest = ramp.rates[ramp.smoothed.index(min(ramp.smoothed))]
+    assert 1e-4 < ramp.suggested < lowest
 
 
 def test_a_ramp_over_nothing_to_learn_says_so():
@@ -43,9 +42,11 @@ def test_a_model_that_breaks_on_the_way_still_gives_a_rate():
 
     def overflow(module, arguments, output):
         steps.append(1)
-        return output * (math.inf if len(steps) > 70 else 1.0)
+        return output * (math.inf if len(steps) > 30 else 1.0)
 
     model.get_submodule("model.norm").register_forward_hook(overflow)
-    ramp = find_learning_rate(model, SmallBatches(8), PLAN)
-    assert len(ramp.rates) == 70
+    ramp = find_learning_rate(model, SmallBatches(8), PLAN, num_steps=40)
+    assert len(ramp.rates) == 30
+    again = find_learning_rate(small_model(), SmallBatches(8), PLAN, num_steps=40)
+    assert again.losses[:30] == ramp.losses
     assert ramp.suggested < ramp.rates[-1]

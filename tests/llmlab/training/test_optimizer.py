@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -267,7 +268,7 @@ class Text:
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
-def loss_after(optimizer_name: str, rate: float, steps: int = 150) -> float:
+def loss_after(optimizer_name: Any, rate: float, steps: int = 150) -> float:
     """Mean loss of the last twenty steps, nats a byte."""
     torch.manual_seed(0)
     model = build_model(
