@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import read_rows
+from benchmarks.tokenizer_tables import speed_table
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -27,7 +28,13 @@ def with_measurements(text: str) -> str:
 def measured() -> str:
     """Return the section made of the newest row of each benchmark."""
     parity, quickstart = read_rows("parity")[-1], read_rows("quickstart")[-1]
-    return "\n".join([*_exactness(parity), "", *_quickstart(quickstart), "", *_cranfield(), ""])
+    sections = [
+        _exactness(parity),
+        _quickstart(quickstart),
+        speed_table(),
+        _cranfield(),
+    ]
+    return "\n".join(line for section in sections for line in (*section, ""))
 
 
 def _exactness(row: dict[str, Any]) -> list[str]:

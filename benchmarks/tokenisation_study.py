@@ -42,6 +42,7 @@ from llmlab.model import ModelConfig
 from llmlab.pretrain import PretrainConfig, pretrain
 from llmlab.tokenizers import Tokenizer
 from llmlab.tokenizers.report.measures import CutText, Tally, byte_lens
+from llmlab.track import read_metrics
 
 PRESET = "char"
 CONTEXT_LEN = 256
@@ -107,11 +108,15 @@ class Study:
             path.write_text(text, encoding="utf-8", newline="")
 
     def tflop_in(self, minutes: float) -> float:
-        """Return how many operations (10^12) this machine does in that time, in a short run."""
-        shards, _ = self._prepare(VARIANTS[4])
-        began_s = time.perf_counter()
+        """Return how many operations (10^12) this machine does in that time, in a short run.
+
+        What a run spends before its first step and after its last is not counted.
+        """
+        shards, tokenizer = self._prepare(VARIANTS[4])
         self._pretrain("calibration", shards, _CALIBRATION_TFLOP, seed=0)
-        return _CALIBRATION_TFLOP * 60 * minutes / (time.perf_counter() - began_s)
+        rows = read_metrics(shards.parent / "run" / "metrics.jsonl")
+        per_s = statistics.median(row["tok_per_s"] for row in rows if "tok_per_s" in row)
+        return per_s * _shape(tokenizer).flops_per_token(CONTEXT_LEN) * 60 * minutes / 1e12
 
     def measure(self, variant: Variant, tflop: float, seeds: list[int]) -> dict[str, Any]:
         """Train a tokenizer, then a model with each seed."""
@@ -150,10 +155,7 @@ class Study:
         return place / "shards", tokenizer
 
     def _pretrain(self, name: str, shards: Path, tflop: float, seed: int) -> dict[str, Any]:
-        tokenizer = Tokenizer.load(Shards(shards).tokenizer)
-        shape = ModelConfig.preset(
-            PRESET, vocab_size=tokenizer.vocab_size, max_position_embeddings=CONTEXT_LEN
-        )
+        shape = _shape(Tokenizer.load(Shards(shards).tokenizer))
         config = PretrainConfig(
             data=(str(shards),),
             out=shards.parent / "run",
@@ -185,6 +187,12 @@ class Study:
             "seconds": round(seconds, 1),
             "bits_per_byte": round(bits_per_byte, 4),
         }
+
+
+def _shape(tokenizer: Tokenizer) -> ModelConfig:
+    return ModelConfig.preset(
+        PRESET, vocab_size=tokenizer.vocab_size, max_position_embeddings=CONTEXT_LEN
+    )
 
 
 def draw(row: dict[str, Any], path: Path) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from llmlab.errors import DataError, MissingExtraError
 
 try:
+    from scipy import stats
     from scipy.optimize import least_squares
 except ImportError as error:
     raise MissingExtraError("scipy", "train-extras") from error
@@ -89,8 +90,8 @@ class ScalingFit:
     """Laws fitted to resamples."""
 
     residuals: tuple[float, ...]
-    """log of measured over fitted loss, in the order of the measurements, widened for the five
-    constants that the fit has used up."""
+    """log of measured over fitted loss, in the order of the measurements, widened for how few
+    there are beside five constants."""
 
     def interval(self, constant: str) -> tuple[float, float]:
         """Return the 95 % interval of one of `CONSTANTS`."""
@@ -128,7 +129,7 @@ def fit_scaling_law(
     best, _ = min(fits, key=lambda fit: fit[1])
     fitted = problem.log_loss(best)
     residuals = problem.target - fitted
-    residuals = (residuals - residuals.mean()) * math.sqrt(len(runs) / (len(runs) - len(CONSTANTS)))
+    residuals = (residuals - residuals.mean()) * _widening(len(runs))
     generator = np.random.default_rng(seed)
     laws = []
     for _ in range(resamples):
@@ -221,6 +222,17 @@ def _check(runs: Sequence[Measurement]) -> None:
             f"{len(runs)} finished runs of {len(sizes)} sizes and {len(tokens)} numbers of tokens "
             "cannot fix five constants; train at least 6 runs over 3 sizes and 3 numbers of tokens"
         )
+
+
+def _widening(num_runs: int) -> float:
+    """Return by how much residuals are too small to be resampled as they are.
+
+    The fit has used up some of their freedom, and how far they scatter is known from few: Student's
+    quantile over the normal one.
+    """
+    left = num_runs - len(CONSTANTS)
+    upper = _CONFIDENCE[1] / 100
+    return math.sqrt(num_runs / left) * float(stats.t.ppf(upper, left) / stats.norm.ppf(upper))
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:

@@ -50,11 +50,28 @@ def process_group() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    store, number, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"start {_start_number()}", store),
+        rank=number,
+        world_size=size,
+        timeout=_PATIENCE,
+    )
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _start_number() -> str:
+    """Tell how often torchrun has started this process before.
+
+    Its store outlives the processes, and they must not read there what those before them wrote. On
+    several nodes the count differs from one to the other, so that it cannot keep them apart.
+    """
+    is_alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_alone else "0"
 
 
 # Who am I

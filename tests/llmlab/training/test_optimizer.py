@@ -221,7 +221,7 @@ for layer in sharded.model.layers:
     fully_shard(layer)
 fully_shard(sharded)
 register_fsdp_forward_method(sharded, "loss_sum")
-batch = SmallBatches().next()
+batch = SmallBatches().whole()
 optimizers = [build_optimizer(model, plan) for model in (alone, sharded)]
 for _ in range(3):
     for model, optimizer in zip((alone, sharded), optimizers):
