@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import read_rows
-from benchmarks.tokenizer_tables import speed_table
+from benchmarks.tokenizer_tables import speed_table, study_table
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -32,6 +32,7 @@ def measured() -> str:
         _exactness(parity),
         _quickstart(quickstart),
         speed_table(),
+        study_table(),
         _cranfield(),
     ]
     return "\n".join(line for section in sections for line in (*section, ""))

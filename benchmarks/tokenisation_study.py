@@ -174,6 +174,8 @@ class Study:
         )
         began_s = time.perf_counter()
         result = pretrain(config)
+        if result.status == "interrupted":
+            raise SystemExit("interrupted; nothing is written")
         seconds = time.perf_counter() - began_s
         nats = (result.val_loss or math.nan) * result.val_tokens
         bits_per_byte = nats / num_bytes(self.held_out) / math.log(2)
