@@ -1,7 +1,8 @@
 """Claim: pretraining on two cores is faster, smaller and better than a plain PyTorch loop.
 
-`speed`: tokens a second at two shapes, beside plain_training.py on the same tokens, in turns, each
-in a fresh process; the rate is the median over steps, compilation and validation left out.
+`speed`: tokens a second at two shapes, beside plain_training.py on the same tokens and with the
+same update rule (AdamW), in turns, each in a fresh process; the rate is the median over steps,
+compilation and validation left out.
 `memory`: peak resident memory of both processes with a vocabulary of 32k and a context of 1024.
 `shakespeare`: held-out loss on tinyshakespeare (characters, its last tenth held out as in nanoGPT)
 after 180 s of wall time, everything included, for several seeds.
@@ -49,7 +50,8 @@ def speed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number in range(ROUNDS):
             out = folder / f"{preset}-{number}"
             theirs.append(_plain(shards, SHAPES[preset], args.seconds)[0])
-            _pretrain(shards, out, preset, SHAPES[preset], args.seconds, "--compile", "on")
+            _pretrain(shards, out, preset, SHAPES[preset], args.seconds, "--compile", "on",
+                      "--optimizer", "adamw")  # fmt: skip
             ours.append(_median_rate(out))
         found[preset] = {
             **SHAPES[preset],

@@ -103,13 +103,18 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, z_loss: float) -> tuple[T
     """Return the summed loss and its gradient, which takes the place of the logits (n, V)."""
     is_scored = (labels != IGNORED)[:, None]  # (n, 1)
     index = labels.clamp(min=0)[:, None]  # (n, 1)
-    normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (n, 1)
-    loss = ((normaliser - logits.gather(1, index)) * is_scored).sum()
-    gradient = logits.sub_(normaliser).exp_()  # the softmax
+    wanted = logits.gather(1, index)  # (n, 1)
+    # In place, and each number exponentiated once: on a CPU every pass counts.
+    highest = logits.amax(dim=-1, keepdim=True)
+    exponentials = logits.sub_(highest).exp_()
+    sums = exponentials.sum(dim=-1, keepdim=True)
+    normaliser = highest + sums.log()
+    loss = ((normaliser - wanted) * is_scored).sum()
+    scale = is_scored / sums  # the softmax, of scored positions
     if z_loss:
-        gradient.mul_(1 + 2 * z_loss * normaliser)  # d normaliser / d logits is the softmax
-    gradient.scatter_add_(1, index, torch.full_like(normaliser, -1.0))
-    return loss, gradient.mul_(is_scored)
+        scale *= 1 + 2 * z_loss * normaliser  # d normaliser / d logits is the softmax
+    gradient = exponentials.mul_(scale)
+    return loss, gradient.scatter_add_(1, index, -is_scored.to(gradient.dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
