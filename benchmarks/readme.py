@@ -104,8 +104,8 @@ def _training() -> list[str]:
         lines += [
             "",
             f"tinyshakespeare by characters, {shakespeare['parameters'] / 1e6:.1f} M parameters, "
-            f"180 s with the defaults: {losses} nats a character on the held-out tenth "
-            f"({len(shakespeare['val_loss'])} seeds).",
+            f"180 s with `{' '.join(shakespeare['recipe'])}`: {losses} nats a character on the "
+            f"held-out tenth ({len(shakespeare['val_loss'])} seeds).",
         ]
     return lines
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from llmlab.model import LanguageModel, build_model
 from llmlab.model.config_json import ARCHITECTURES
 from llmlab.training.compilation import with_compiled_layers
+from tests.llmlab.model.kept import kept_bytes
 from tests.tiny import tiny_config, tiny_model
 
 
@@ -30,26 +31,10 @@ def test_gradients_are_bitwise_the_same(architecture: str):
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
-def kept_bytes(model: LanguageModel) -> int:
-    """Bytes kept between forward and backward pass, parameters left out."""
-    kept: dict[int, int] = {}
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        loss = model.loss(*batch())
-    del loss
-    return sum(kept.values())
-
-
 def test_less_is_kept():
     config = tiny_config(num_hidden_layers=6)
-    plain, saving = kept_bytes(build_model(config)), kept_bytes(build_model(config, recompute=True))
+    models = build_model(config), build_model(config, recompute=True)
+    plain, saving = (kept_bytes(model, *batch()) for model in models)
     assert saving < 0.2 * plain
 
 

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor
 
 from llmlab.model import ModelConfig, build_model
 from llmlab.pretrain.outlook import layer_floats, memory_bytes, outlook
+from tests.llmlab.model.kept import kept_bytes
 
 SMALL = ModelConfig.preset("quickstart", vocab_size=320)
 SHAPES = {
@@ -25,19 +25,8 @@ SHAPES = {
 
 def kept_floats(config: ModelConfig, num_tokens: int) -> float:
     """Numbers that autograd keeps for a token, parameters left out."""
-    model = build_model(config)
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        model.loss(*torch.randint(0, config.vocab_size, (2, 1, num_tokens)))
-    return sum(kept.values()) / 4 / num_tokens
+    input_ids, labels = torch.randint(0, config.vocab_size, (2, 1, num_tokens))
+    return kept_bytes(build_model(config), input_ids, labels) / 4 / num_tokens
 
 
 @pytest.mark.parametrize("name", SHAPES)
