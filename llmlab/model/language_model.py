@@ -43,6 +43,9 @@ class LanguageModel(nn.Module, ABC):
         recompute: keep only each layer's input for the backward pass (activation checkpointing).
     """
 
+    head_loss_sum = staticmethod(head_loss_sum)
+    """What scores the states; training puts its compiled twin here for a while."""
+
     def __init__(
         self, config: ModelConfig, *, z_loss: float = 0.0, recompute: bool = False
     ) -> None:
@@ -130,7 +133,7 @@ class LanguageModel(nn.Module, ABC):
         else:
             states = self.states_of_documents(input_ids, document_ids)
         hidden = states.hidden.flatten(0, 1)  # (B·T, E)
-        total = head_loss_sum(hidden, self.head_weight(), labels.flatten(), z_loss=self.z_loss)
+        total = self.head_loss_sum(hidden, self.head_weight(), labels.flatten(), z_loss=self.z_loss)
         count = (labels != IGNORED).sum()
         if states.balancing_loss is None or self.config.experts is None:
             return total, count

@@ -119,6 +119,7 @@ class _Run:
         if plan.parallel == "fsdp":
             shard(model)
         self.optimizer = build_optimizer(model, plan)
+        self.trained = trainable_parameters(model)
         if plan.ema_decay:
             keep_average(self.optimizer, plan.ema_decay)
         torch.manual_seed(plan.seed + rank())  # each rank drops out others
@@ -189,8 +190,7 @@ class _Run:
             loss = add_gradient(
                 self.loss_sum, micro_batches, device=self.device, dtype=self.position.dtype
             )
-            trained = trainable_parameters(self.model)
-            return loss, clip_gradient(trained, loss, self.plan.grad_clip)
+            return loss, clip_gradient(self.trained, loss, self.plan.grad_clip)
         except DataError as error:
             raise DataError(f"step {number}: {error}") from error
         except ModelError as error:
