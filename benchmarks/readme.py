@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.rows import read_rows
 from benchmarks.tokenizer_tables import speed_table, study_table
+from benchmarks.training_tables import hour_paragraph, scaling_paragraph, training_table
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -33,7 +34,9 @@ def measured() -> str:
         _quickstart(quickstart),
         speed_table(),
         study_table(),
-        _training(),
+        training_table(),
+        scaling_paragraph(),
+        hour_paragraph(),
         _cranfield(),
     ]
     return "\n".join(line for section in sections for line in (*section, ""))
@@ -74,40 +77,6 @@ def _quickstart(row: dict[str, Any]) -> list[str]:
         "|---|--:|",
     ]
     return lines + [f"| {stage} | {seconds} |" for stage, seconds in row["stages_s"].items()]
-
-
-def _training() -> list[str]:
-    rows = {row["part"]: row for row in read_rows("train")}
-    speed, memory = rows["speed"], rows["memory"]
-    lines = [
-        f"**Pretraining** on {speed['device']}, beside a plain PyTorch loop in float32 of the same "
-        "model and update rule (`python -m benchmarks.train`):",
-        "",
-        "| what | llmlab | plain loop | ratio |",
-        "|---|--:|--:|--:|",
-    ]
-    for preset in ("char", "tiny"):
-        row = speed[preset]
-        ours, theirs = (row[f"{name}_tok_per_s"]["median"] for name in ("llmlab", "plain"))
-        lines.append(
-            f"| tokens per second, {row['layers']} layers of width {row['width']}, context "
-            f"{row['context']}, batch {row['batch']}, vocabulary {row['vocab']:,} | {ours:,.0f} "
-            f"| {theirs:,.0f} | {row['ratio']['median']:.2f} |"
-        )
-    lines.append(
-        f"| peak memory, {memory['layers']} layers of width {memory['width']}, context "
-        f"{memory['context']:,}, batch {memory['batch']}, vocabulary {memory['vocab']:,} "
-        f"| {memory['llmlab_mb']:,.0f} MB | {memory['plain_mb']:,.0f} MB | {memory['ratio']:.2f} |"
-    )
-    if shakespeare := rows.get("shakespeare"):
-        losses = ", ".join(f"{loss:.3f}" for loss in shakespeare["val_loss"])
-        lines += [
-            "",
-            f"tinyshakespeare by characters, {shakespeare['parameters'] / 1e6:.1f} M parameters, "
-            f"180 s with `{' '.join(shakespeare['recipe'])}`: {losses} nats a character on the "
-            f"held-out tenth ({len(shakespeare['val_loss'])} seeds).",
-        ]
-    return lines
 
 
 def _cranfield() -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmlab.data.shards import Tokens
+from llmlab.data.shards import Shards, Tokens
 
 Ids = Tokens | NDArray[Any]
 
@@ -51,6 +51,13 @@ class Overlap:
 
     documents_mostly_found: int = 0
     """Documents of which half of the blocks or more were found."""
+
+    @property
+    def note(self) -> str:
+        """What to tell the user; empty when nothing was found."""
+        if self.documents_mostly_found:
+            return f"warning: {self}; the validation loss will look too good"
+        return str(self) if self.blocks_found else ""
 
     def __str__(self) -> str:
         share = self.blocks_found / max(self.blocks, 1)
@@ -98,6 +105,23 @@ def find_overlap(train: Ids, val: Ids, val_starts: NDArray[np.int64], *, ngram: 
         documents=len(of_document),
         documents_touched=int((found_of_document > 0).sum()),
         documents_mostly_found=int((2 * found_of_document >= of_document).sum()),
+    )
+
+
+def overlap_between(training: Shards, held_out: Shards) -> Overlap:
+    """Look for the validation documents of one folder in the training split of another.
+
+    Args:
+        training: a whole folder, not one that grows.
+        held_out: another, from the same tokenizer.
+    """
+    tokens = sum(len(held_out.split(split)) for split in ("train", "val"))
+    num_bytes = sum(held_out.num_bytes(split) for split in ("train", "val"))
+    return find_overlap(
+        training.split("train"),
+        held_out.split("val"),
+        held_out.doc_starts("val"),
+        ngram=ngram_tokens(num_bytes / tokens),
     )
 
 

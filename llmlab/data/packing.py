@@ -258,10 +258,8 @@ class Writing:
             np.load(self._folder / "val-docs.npy"),
             ngram=ngram_tokens(num_bytes / (len(train) + len(val))),
         )
-        if found.documents_mostly_found:
-            self._on_progress({"note": f"warning: {found}; the validation loss will look too good"})
-        elif found.blocks_found:
-            self._on_progress({"note": str(found)})
+        if found.note:
+            self._on_progress({"note": found.note})
         return found
 
     def _parts(self, tail_of: int | None) -> Iterator[_Part]:

@@ -5,17 +5,22 @@ Not here: how either is done (llmlab/data).
 """
 
 import contextlib
+import itertools
 import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from llmlab.data import Batches, PackConfig, Shards, pack
+from llmlab.data.contamination import overlap_between
 from llmlab.data.growing import BLOCK_TOKENS, GrowingShards, TokenizingAhead, first_block
 from llmlab.errors import ConfigError
 from llmlab.pretrain.config import PretrainConfig
 from llmlab.tokenizers import Tokenizer
 from llmlab.track import OnProgress
+
+_MOST_COMPARED = 500_000_000
+"""Training tokens that are searched for another folder's held-out text: some ten seconds."""
 
 
 class Corpus:
@@ -51,6 +56,8 @@ class Corpus:
                     Shards(source, fingerprint) if is_shards else self._shards_of_text(source, name)
                 )
             stack.pop_all()
+        if writes and not config.resume:
+            self._compare_splits()
         self.tokenizer = Tokenizer.load(self.shards[0].tokenizer)
 
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Batches:
@@ -159,6 +166,19 @@ class Corpus:
             return GrowingShards(folder, thread.work)
         thread.close()
         return None
+
+    def _compare_splits(self) -> None:
+        """Say what is held out in one folder and trained on in another."""
+        named = [
+            (name, shards)
+            for name, shards in zip(self.names, self.shards, strict=True)
+            if not isinstance(shards, GrowingShards)
+        ]
+        for (name, held_out), (other, training) in itertools.permutations(named, 2):
+            if len(training.split("train")) > _MOST_COMPARED:
+                self._note(f"{other} is too large to be searched for the held-out text of {name}")
+            elif note := overlap_between(training, held_out).note:
+                self._note(f"held-out text of {name} in {other}: {note}")
 
     def _note(self, text: str) -> None:
         self._on_progress({"note": text})

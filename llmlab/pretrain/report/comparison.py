@@ -91,7 +91,7 @@ def comparison_charts(runs: Sequence[RunRecord]) -> list[Chart]:
             found = points(_with_tokens(run, rows_of(run)), key, "tokens")
             values = thinned(smoothed(found)) if smooth else found
             lines.append(Line(label=called[run.folder], points=values))
-        if any(line.points for line in lines):
+        if any(len(line.points) > 1 for line in lines):
             note = f"The best {len(best)} of {len(runs)} runs." if len(best) < len(runs) else ""
             ends = [line.points[-1][0] for line in lines if line.points]
             charts.append(

@@ -75,6 +75,33 @@ def test_sources_mix_by_weight_and_are_validated_apart(config, shards, prose):
     assert same_weights(result.out, killed_and_resumed(mixed, step=10).out)
 
 
+def test_held_out_text_of_one_source_in_another_is_told(config, shards, prose, tmp_path):
+    """Packed apart, so that packing cannot see it."""
+    (tmp_path / "copies").mkdir()
+    for n in range(40):
+        text = f"Letter {n}. " + "It rained, and we stayed in. " * 20
+        (tmp_path / "copies" / f"copy-{n}.txt").write_text("As they wrote:\n" + text)
+    pack(
+        PackConfig(
+            sources=(str(tmp_path / "copies"),),
+            tokenizer=shards / "tokenizer",
+            out=tmp_path / "held-out",
+            val_fraction=0.5,
+        )
+    )
+    notes = []
+    sources = dataclasses.replace(config, data=(str(prose), str(tmp_path / "held-out")))
+    with Corpus(sources, notes.append):
+        pass
+    found = [row["note"] for row in notes if "held-out text of held-out in letters" in row["note"]]
+    assert len(found) == 1
+    assert "warning: " in found[0]
+    notes.clear()
+    with Corpus(dataclasses.replace(config, data=(str(prose), str(shards))), notes.append):
+        pass
+    assert not notes
+
+
 @pytest.mark.parametrize("mask", [False, True])
 def test_best_fit_packing_and_masks_train_and_say_what_they_do(config, mask):
     packed = dataclasses.replace(config, packing="best-fit", document_mask=mask)
