@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import append_row
-from llmlab.data import PackConfig, iter_documents, pack
+from llmlab.data import PackConfig, Shards, iter_documents, pack
 from llmlab.pretrain import PretrainConfig, pretrain
 from llmlab.pretrain.report.card import make_card
 from llmlab.pretrain.report.comparison import as_row
@@ -54,6 +54,7 @@ def main() -> None:
         "minutes": words.minutes,
         "sources": [Path(source).name for source in words.sources],
         "mb": words.mb,
+        "overlap": Shards(shards).meta["overlap"],
         **figures(config.out),
     }
     print(row if words.no_write else append_row("pretrain_hour", row), result.report)

@@ -41,13 +41,14 @@ def training_table() -> list[str]:
 def hour_paragraph() -> list[str]:
     """An hour of pretraining."""
     row = read_rows("pretrain_hour")[-1]
-    held_out = row["held_out"][-1]
+    held_out, overlap = row["held_out"][-1], row["overlap"]
     return [
         f"**An hour** of pretraining on {row['device']} (`python -m benchmarks.pretrain_hour`): "
         f"{row['num_parameters'] / 1e6:.1f} M parameters, {row['tokens'] / 1e6:.1f} M tokens of "
         f"Python packages, {held_out['val_loss']:.3f} nats a token or "
-        f"{held_out['bits_per_byte']:.3f} bits per byte on files held out. It goes on from "
-        "`def read`:",
+        f"{held_out['bits_per_byte']:.3f} bits per byte on files held out, of which "
+        f"{overlap['blocks_found'] / overlap['blocks']:.1%} stands in the training text too "
+        f"({overlap['ngram_tokens']} tokens in a row). It goes on from `def read`:",
         "",
         "```text",
         row["samples"][0].rstrip(),

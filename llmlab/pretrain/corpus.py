@@ -20,7 +20,7 @@ from llmlab.tokenizers import Tokenizer
 from llmlab.track import OnProgress
 
 _MOST_COMPARED = 500_000_000
-"""Training tokens that are searched for another folder's held-out text: some ten seconds."""
+"""Training tokens that are searched for another folder's held-out text: some fifteen seconds."""
 
 
 class Corpus:
@@ -55,9 +55,9 @@ class Corpus:
                 self.shards.append(
                     Shards(source, fingerprint) if is_shards else self._shards_of_text(source, name)
                 )
+            if writes and not config.resume:
+                self._compare_splits()
             stack.pop_all()
-        if writes and not config.resume:
-            self._compare_splits()
         self.tokenizer = Tokenizer.load(self.shards[0].tokenizer)
 
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Batches:
