@@ -423,7 +423,7 @@ OTHERS = [None, True, "", "x", "\ud800", [], [0], [-1], [[]], [""], {}, {"x": 1}
 NASTY = st.sampled_from([*NUMBERS, *OTHERS])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(
     st.sampled_from(["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]),
     st.dictionaries(st.sampled_from(sorted(FIELDS)), NASTY, max_size=4),

@@ -39,7 +39,9 @@ def test_less_is_kept():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor.*:UserWarning")  # while tracing
-@pytest.mark.parametrize("architecture", ["qwen3_moe", "gpt2"])
+@pytest.mark.parametrize(
+    "architecture", [pytest.param("qwen3_moe", marks=pytest.mark.slow), "gpt2"]
+)
 def test_with_compiled_layers(architecture: str):
     model = tiny_model(architecture, num_hidden_layers=2).train()
     expected = gradients(model)

@@ -158,7 +158,7 @@ def check_equal(
 class TestParity:
     @pytest.mark.parametrize("name", OPTIONS)
     def test_trained(self, name):
-        check_equal(opened(name), reference(name), texts(400))
+        check_equal(opened(name), reference(name), texts(200))
 
     @pytest.mark.parametrize("name", ["default", "user-defined", "bpe user-defined"])
     @given(text=st.text(st.sampled_from("ab <>é\u0301ké\u3000\uff41" + SPACE) | st.characters()))

@@ -274,9 +274,8 @@ print(signal.getsignal(signal.SIGINT) is before)
 """
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_a_checkpoint_after_the_step(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-c", ENDLESS, tmp_path], stdout=subprocess.PIPE, text=True, cwd=ROOT
