@@ -11,12 +11,12 @@ The report's figures and the last samples are kept as a row; the weights stay in
 """
 
 import argparse
-import random
 import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
 
+from benchmarks.drawn_files import draw_files
 from benchmarks.rows import append_row
 from llmlab.data import PackConfig, Shards, iter_documents, pack
 from llmlab.pretrain import PretrainConfig, pretrain
@@ -64,7 +64,7 @@ def packed(sources: list[str], folder: Path, mb: float, progress: Progress) -> P
     """Return the shards of the sources, made at the first call."""
     shards = folder / "shards"
     if not shards.exists():
-        files = [str(path) for path in _drawn(sources, mb * 1e6)]
+        files = [str(path) for path in draw_files(sources, mb * 1e6)]
         texts = (document.text for document in iter_documents(files, on_progress=progress))
         Tokenizer.train(texts, vocab_size=VOCAB_SIZE, on_progress=progress).save(
             folder / "tokenizer"
@@ -106,24 +106,6 @@ def figures(run: Path) -> dict[str, Any]:
         ],
         "samples": [sample["prompt"] + sample["text"] for sample in samples],
     }
-
-
-def _drawn(sources: list[str], num_bytes: float) -> list[Path]:
-    """Return files of the sources in a random order, as many as make up so many bytes."""
-    found = sorted(
-        path
-        for source in sources
-        for path in Path(source).rglob("*")
-        if path.suffix in (".py", ".txt", ".md") and path.is_file() and path.stat().st_size > 200
-    )
-    random.Random(0).shuffle(found)
-    drawn = []
-    for path in found:
-        if num_bytes <= 0:
-            break
-        drawn.append(path)
-        num_bytes -= path.stat().st_size
-    return drawn
 
 
 if __name__ == "__main__":

@@ -22,11 +22,13 @@ import argparse
 import dataclasses
 import json
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.drawn_files import draw_files
 from benchmarks.rows import RESULTS, append_row
 from llmlab.data import PackConfig, Shards, iter_documents, pack
 from llmlab.model import ModelConfig
@@ -37,12 +39,13 @@ from llmlab.pretrain.sweep.scaling import Ladder
 from llmlab.tokenizers import Tokenizer
 from llmlab.track import Progress
 
-LADDER = ((2, 64), (2, 96), (2, 128), (3, 192))
+LADDER = ((2, 96), (2, 128), (2, 160), (2, 192))
 """Layers and width; heads are 32 wide."""
 
 TOKENS = (1_000_000, 2_000_000, 4_000_000)
-HELD_OUT, HELD_OUT_TOKENS = (4, 256), 8_000_000
-MOST_CHARACTERS = 1024
+HELD_OUT, HELD_OUT_TOKENS = (2, 256), 8_000_000
+NUM_BYTES = 120e6
+MOST_CHARACTERS = 256
 CONTEXT_LEN = 256
 
 
@@ -94,15 +97,16 @@ def main() -> None:
 
 
 def packed(folder: Path, progress: Progress) -> Path:
-    """Return the shards of the standard library, made at the first call."""
+    """Return the shards of the drawn files, made at the first call."""
     shards = folder / "shards"
     if not shards.exists():
-        texts = (document.text for document in iter_documents(["stdlib"]))
+        files = [str(path) for path in draw_files([sysconfig.get_paths()["purelib"]], NUM_BYTES)]
+        texts = (document.text for document in iter_documents(files))
         Tokenizer.train(texts, algorithm="char", vocab_size=MOST_CHARACTERS).save(
             folder / "tokenizer"
         )
         config = PackConfig(
-            sources=("stdlib",), tokenizer=folder / "tokenizer", out=shards, val_fraction=0.1
+            sources=tuple(files), tokenizer=folder / "tokenizer", out=shards, val_fraction=0.01
         )
         pack(config, progress)
     return shards
@@ -115,8 +119,8 @@ def study(shards: Path, out: Path, budget: Budget) -> SweepConfig:
         out=out,
         set=(
             f"data={shards}", f"context_len={CONTEXT_LEN}", "batch_tokens=4096", "warmup_steps=50",
-            "eval_every=0", "eval_tokens=16384", "final_eval_tokens=262144", "sample_every=0",
-            "checkpoint_every=250", "keep_checkpoints=1", "compile=off",
+            "eval_every=0", "eval_tokens=16384", "final_eval_tokens=524288", "sample_every=0",
+            "checkpoint_every=500", "keep_checkpoints=1", "compile=on",
         ),
         grid=(
             f"model_config={','.join(map(str, sizes))}",

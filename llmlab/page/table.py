@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+_NUMBER = re.compile(r"[-+−±~<>≥≤]?\s*\d")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -24,11 +26,20 @@ class Table:
     bars: tuple[float, ...] | None = None
     """A share, 0 to 1, of each row that a page can draw."""
 
+    @property
+    def left(self) -> frozenset[int]:
+        """Columns that are set to the left: the first, the token column, those without a number."""
+        return frozenset(
+            at
+            for at in range(len(self.columns))
+            if at in (0, self.token_column) or not any(_NUMBER.match(row[at]) for row in self.rows)
+        )
+
     def as_text(self) -> str:
         """Return the table for a terminal, numbers to the right."""
         lines = [self.columns, *self.rows]
         widths = [max(len(line[at]) for line in lines) for at in range(len(self.columns))]
-        left = {0, self.token_column}
+        left = self.left
         aligned = (
             "  ".join(
                 cell.ljust(width) if at in left else cell.rjust(width)
@@ -40,7 +51,7 @@ class Table:
 
     def as_markdown(self) -> str:
         """Return the table in Markdown, under a heading."""
-        left = {0, self.token_column}
+        left = self.left
         rule = ("---" if at in left else "--:" for at in range(len(self.columns)))
         lines = [_markdown_row(map(escape_markdown, self.columns)), _markdown_row(rule)]
         for row in self.rows:

@@ -87,18 +87,18 @@ def test_error_bars_lie_around_their_dot():
 
 
 def test_a_table_in_markdown_and_text():
-    table = Table("a|b", "note *x*", ("name", "n"), (("x_y", "1"), ("z", "22")))
+    table = Table("a|b", "note *x*", ("name", "n", "is"), (("x_y", "1", "a"), ("z", "±22", "bc")))
     assert table.as_markdown().splitlines() == [
         "## a\\|b",
         "",
         "note \\*x\\*",
         "",
-        "| name | n |",
-        "| --- | --: |",
-        "| x\\_y | 1 |",
-        "| z | 22 |",
+        "| name | n | is |",
+        "| --- | --: | --- |",
+        "| x\\_y | 1 | a |",
+        "| z | ±22 | bc |",
     ]
-    assert table.as_text() == "a|b\n  name   n\n  x_y    1\n  z     22"
+    assert table.as_text() == "a|b\n  name    n  is\n  x_y     1  a\n  z     ±22  bc"
 
 
 def test_a_chart_as_a_file_brings_its_words_and_colours():
