@@ -214,24 +214,28 @@ from llmlab.training.plan import TrainingPlan
 from llmlab.training.schedule import learning_rate
 from tests.llmlab.training.small import SmallBatches, small_model
 
+def check(plan):
+    alone, sharded = small_model(tie=False), small_model(tie=False)
+    for layer in sharded.model.layers:
+        fully_shard(layer)
+    fully_shard(sharded)
+    register_fsdp_forward_method(sharded, "loss_sum")
+    batch = SmallBatches().whole()
+    optimizers = [build_optimizer(model, plan) for model in (alone, sharded)]
+    for _ in range(3):
+        for model, optimizer in zip((alone, sharded), optimizers):
+            optimizer.zero_grad()
+            total, count = model.loss_sum(*batch.arguments)
+            (total / count).backward()
+            optimizer.step()
+    for (name, p), q in zip(alone.named_parameters(), sharded.parameters()):
+        whole = q.full_tensor()
+        assert torch.allclose(whole, p.detach(), atol=1e-5, rtol=1e-4), name
+
 dist.init_process_group("gloo")
-plan = TrainingPlan(max_steps=10, optimizer=sys.argv[1], learning_rate=1e-2)
-alone, sharded = small_model(tie=False), small_model(tie=False)
-for layer in sharded.model.layers:
-    fully_shard(layer)
-fully_shard(sharded)
-register_fsdp_forward_method(sharded, "loss_sum")
-batch = SmallBatches().whole()
-optimizers = [build_optimizer(model, plan) for model in (alone, sharded)]
-for _ in range(3):
-    for model, optimizer in zip((alone, sharded), optimizers):
-        optimizer.zero_grad()
-        total, count = model.loss_sum(*batch.arguments)
-        (total / count).backward()
-        optimizer.step()
-for (name, p), q in zip(alone.named_parameters(), sharded.parameters()):
-    whole = q.full_tensor()
-    assert torch.allclose(whole, p.detach(), atol=1e-5, rtol=1e-4), name
+check(TrainingPlan(max_steps=10, optimizer=sys.argv[1], learning_rate=1e-2))
+# The models are gone: one that lives until the interpreter ends keeps the group's threads, and
+# these may abort the process then.
 dist.destroy_process_group()
 """
 
