@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.rows import read_rows
 from benchmarks.tokenizer_tables import speed_table, study_table
-from benchmarks.training_tables import hour_paragraph, training_table
+from benchmarks.training_tables import hour_paragraph, scaling_paragraph, training_table
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -35,6 +35,7 @@ def measured() -> str:
         speed_table(),
         study_table(),
         training_table(),
+        scaling_paragraph(),
         hour_paragraph(),
         _cranfield(),
     ]

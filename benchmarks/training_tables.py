@@ -38,6 +38,24 @@ def training_table() -> list[str]:
     return lines
 
 
+def scaling_paragraph() -> list[str]:
+    """The fitted law and what it said of the run that it had not seen."""
+    row = read_rows("scaling")[-1]
+    law, (found,) = row["scaling"]["constants"], row["scaling"]["held_out"]
+    low, high = found["interval_95"]
+    return [
+        f"**Scaling law** (`python -m benchmarks.scaling_study`): fitted to "
+        f"{row['scaling']['runs']} runs of {row['ladder_s'] / 60:.0f} minutes together (characters "
+        f"of Python packages, context {row['context_len']}), L = "
+        f"{law['E']:.2f} + {law['A']:.3g} / N^{law['alpha']:.2f} + {law['B']:.3g} / "
+        f"D^{law['beta']:.2f} nats a character. For {found['size'] / 1e6:.1f} M parameters and "
+        f"{found['tokens'] / 1e6:.1f} M tokens it predicts {found['predicted']:.3f} "
+        f"(95 % interval {low:.3f} to {high:.3f}); measured {found['measured']:.3f}.",
+        "",
+        "![runs and the law](benchmarks/results/scaling_loss.svg)",
+    ]
+
+
 def hour_paragraph() -> list[str]:
     """An hour of pretraining."""
     row = read_rows("pretrain_hour")[-1]
