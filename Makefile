@@ -24,9 +24,11 @@ quickstart: setup
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadfile
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m 'interpreter and not slow' -n auto
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow --timeout 1200
+	$(BIN)/python -m pytest -m 'slow and not interpreter' --timeout 1200
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m 'slow and interpreter' --timeout 1200
 
 check: setup
 	$(BIN)/ruff format --check .

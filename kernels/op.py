@@ -1,0 +1,116 @@
+"""How an operator of this package reaches PyTorch's dispatcher.
+
+    define("swiglu(Tensor gate, Tensor up) -> Tensor", twin=..., fake=..., kernel="module:function")
+
+The twin, plain PyTorch, is the specification and runs on a CPU; the kernel, Triton, runs on a GPU
+and is imported when it is first called, so that nothing here needs Triton. Under Triton's
+interpreter (TRITON_INTERPRET=1 in the environment) the kernel runs on a CPU too.
+"""
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "llmlab"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton kernels run on a CPU, one operation at a time in numpy."""
+
+ENABLED = os.environ.get("LLMLAB_KERNELS", "triton") != "torch"
+"""LLMLAB_KERNELS=torch in the environment runs the twins everywhere, to find a fault."""
+
+_HAS_TRITON = find_spec("triton") is not None
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def define(
+    schema: str,
+    *,
+    twin: Callable[..., Any],
+    fake: Callable[..., Any],
+    kernel: str,
+    backward: Callable[..., Any] | None = None,
+    keep: Callable[..., None] | None = None,
+) -> Callable[..., Any]:
+    """Define an operator and return it.
+
+    Args:
+        schema: name, arguments and results as `torch.library` takes them.
+        twin: the same in plain PyTorch.
+        fake: makes empty results of the right shapes, strides and dtypes.
+        kernel: `module:function` of the Triton launcher, in this package.
+        backward: `(ctx, *gradients) -> gradients of the arguments`; None where nothing trains.
+        keep: `(ctx, inputs, output)`, keeps what `backward` needs.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    launch = _launcher(kernel, fake, name)
+    _library.impl(name, launch, "CUDA")
+    _library.impl(name, launch if INTERPRETED else _dense(twin), "CPU")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{name}", backward, setup_context=keep, lib=_library
+        )
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def launches(x: Tensor) -> bool:
+    """Tell whether kernels run on x: on a GPU where Triton is, or interpreted.
+
+    Elsewhere the public functions call the twins, for autograd to follow and compilers to fuse.
+    """
+    return ENABLED and (INTERPRETED or x.device.type == "cuda") and _HAS_TRITON
+
+
+def _dense(twin: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the results of a twin the layout that `fake` promises."""
+
+    def call(*arguments: Any) -> Any:
+        found = twin(*arguments)
+        if found is None:
+            return None
+        if isinstance(found, Tensor):
+            return found.contiguous()
+        return tuple(tensor.contiguous() for tensor in found)
+
+    return call
+
+
+def _launcher(kernel: str, fake: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.cache
+    def function() -> Callable[..., Any]:
+        module, _, launcher = kernel.partition(":")
+        return getattr(importlib.import_module(f"llmlab.kernels.{module}"), launcher)
+
+    def launch(*arguments: Any) -> Any:
+        return function()(*arguments)
+
+    def launch_without_bfloat16(*arguments: Any) -> Any:
+        """The interpreter computes bfloat16 wrongly, without a word (triton issue 11584)."""
+        if not any(isinstance(a, Tensor) and a.dtype == torch.bfloat16 for a in arguments):
+            return function()(*arguments)
+        wanted = fake(*arguments)
+        wide = [_float32(a) for a in arguments]
+        found = function()(*wide)
+        schema = getattr(getattr(torch.ops, NAMESPACE), name).default._schema
+        for argument, own, given in zip(schema.arguments, wide, arguments, strict=True):
+            if argument.is_write and own is not given:
+                given.copy_(own)
+        if found is None:
+            return None
+        if isinstance(found, Tensor):
+            return found.to(wanted.dtype)
+        return tuple(f.to(w.dtype) for f, w in zip(found, wanted, strict=True))
+
+    return launch_without_bfloat16 if INTERPRETED else launch
+
+
+def _float32(argument: Any) -> Any:
+    is_narrow = isinstance(argument, Tensor) and argument.dtype == torch.bfloat16
+    return argument.float() if is_narrow else argument
