@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmlab.kernels.attention import attention
+from llmlab.kernels.op import launches
+from llmlab.kernels.precision import product_dtype
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Layer index, q (B, H, T, D), k and v (B, G, T, D); returns (B, H, T, D)."""
 
@@ -31,6 +35,8 @@ def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         (B, H, T, D), scores scaled by D ** -0.5 and softmax accumulated in float32.
     """
+    if launches(q):
+        return attention(*(x.to(product_dtype(q)) for x in (q, k, v)))
     is_grouped = q.shape[1] != k.shape[1]
     if not _is_faster_in_float32(q):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
@@ -89,6 +95,8 @@ def in_window(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     B, H, T, D = q.shape
     if window is None or window >= T:
         return causal(0, q, k, v)
+    if launches(q):
+        return attention(*(x.to(product_dtype(q)) for x in (q, k, v)), window=window)
     length = min(max(window, _MIN_BLOCK_LEN), T)
     mask = _band(length, window, q.device)  # (length, 2 length)
     q_first, k_first, v_first = (x[:, :, :length] for x in (q, k, v))

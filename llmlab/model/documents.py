@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from llmlab.kernels.precision import product_dtype
 from llmlab.model.attention import Attend
 from llmlab.model.document_attention import document_attention, document_starts
-from llmlab.model.precision import product_dtype
 
 
 def restarting_positions(document_ids: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmlab.kernels.pointwise import swiglu
+from llmlab.kernels.precision import product_dtype
 from llmlab.model.config import ModelConfig
 from llmlab.model.experts_config import Experts
-from llmlab.model.precision import product_dtype
 
 
 class Router(nn.Module):
@@ -65,7 +66,7 @@ class ExpertLayers(nn.Module):
         order = ids.flatten().argsort(stable=True)  # (N K,), by expert
         tokens = order // K
         gate, up = grouped_linear(x[tokens], self.gate_up_proj, counts).chunk(2, dim=-1)
-        out = grouped_linear(F.silu(gate) * up, self.down_proj, counts)  # (N K, E)
+        out = grouped_linear(swiglu(gate, up), self.down_proj, counts)  # (N K, E)
         out = out * weights.flatten()[order, None].to(out.dtype)
         place = torch.empty_like(order).scatter_(0, order, torch.arange(N * K, device=x.device))
         return out[place].view(N, K, -1).sum(dim=1)

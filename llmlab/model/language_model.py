@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.errors import ModelError
+from llmlab.kernels.linear_cross_entropy import IGNORED, linear_cross_entropy
 from llmlab.model.attention import Attend, attention_of
 from llmlab.model.cache import KVCache
 from llmlab.model.config import ModelConfig
 from llmlab.model.documents import restarting_positions, within_documents
-from llmlab.model.head_loss import IGNORED, head_loss_sum
 
 Read = Callable[[Tensor], Tensor]
 """Takes the next token ids of a text, (B, T), and returns their states (B, T, E)."""
@@ -43,7 +43,7 @@ class LanguageModel(nn.Module, ABC):
         recompute: keep only each layer's input for the backward pass (activation checkpointing).
     """
 
-    head_loss_sum = staticmethod(head_loss_sum)
+    head_loss_sum = staticmethod(linear_cross_entropy)
     """What scores the states; training puts its compiled twin here for a while."""
 
     def __init__(

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from llmlab.kernels.norm import rms_norm
+
 
 class RMSNorm(nn.Module):
     """Divide by the root mean square, computed in float32, and scale by a learned weight."""
@@ -14,6 +16,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension; the dtype stays that of x."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return wide.to(x.dtype) * self.weight.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)

@@ -58,21 +58,6 @@ class RotaryEmbedding(nn.Module):
         return self
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair of x by its position's angle.
-
-    Args:
-        x: (B, H, T, D).
-        cos: (B, 1, T, D).
-        sin: (B, 1, T, D).
-
-    Returns:
-        (B, H, T, D).
-    """
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
 def inverse_frequencies(config: ModelConfig) -> Tensor:
     """Return the angle per position of each number of a head: (D,), float32, both halves alike.
 

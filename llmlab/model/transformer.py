@@ -8,16 +8,16 @@ arXiv:1910.07467 (RMSNorm), arXiv:2505.09388 (Qwen3), arXiv:2310.06825 (Mistral)
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmlab.kernels.pointwise import rotate, swiglu
 from llmlab.model.attention import Attend
 from llmlab.model.config import ModelConfig
 from llmlab.model.experts import SparseMLP, balancing_loss
 from llmlab.model.language_model import LanguageModel, States, empty_embedding
 from llmlab.model.layers import kept_or_recomputed
 from llmlab.model.norm import RMSNorm
-from llmlab.model.rope import RotaryEmbedding, rotate
+from llmlab.model.rope import RotaryEmbedding
 
 
 class Attention(nn.Module):
@@ -62,7 +62,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, E) to (B, T, E) through (B, T, F)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class DecoderLayer(nn.Module):
