@@ -25,7 +25,7 @@ HOPPER = GPUTarget("cuda", 90, 32)
 SHARED_BYTES = 227 * 1024
 _TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int8: "*i8",
-    torch.int32: "*i32", torch.int64: "*i64",
+    torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64",
 }  # fmt: skip
 
 

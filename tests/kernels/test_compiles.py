@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("triton")
 from llmlab.kernels import (
     attention_triton,
+    int4_triton,
     int8_triton,
     linear_cross_entropy_triton,
     lora_triton,
@@ -103,6 +104,14 @@ def test_int8():
     assert names == ["_quantize_rows_kernel", "_w8a8_kernel"] * 2 + ["_w8a16_kernel"]
     assert all(kernel.wgmma for kernel in found if kernel.name == "_w8a8_kernel")
     assert found[-1].mma
+
+
+def test_int4():
+    packed, scale = torch.zeros(4096, 2048, dtype=torch.uint8), torch.zeros(4096, 64)
+    with built_for_hopper() as found:
+        int4_triton.w4a16_linear(halves(4, 4096), packed, scale)
+    check(found)
+    assert found[0].mma
 
 
 @pytest.mark.parametrize("is_int8", [False, True])

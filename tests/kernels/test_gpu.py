@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmlab.kernels import attention, int8, linear_cross_entropy, norm, packed_attention, pointwise
+from llmlab.kernels import (
+    attention,
+    int4,
+    int8,
+    linear_cross_entropy,
+    norm,
+    packed_attention,
+    pointwise,
+)
 from llmlab.kernels.lora import add_lora_, add_lora_twin, group_by_adapter
 from llmlab.kernels.sample import sample_tokens, sample_tokens_twin
 
@@ -151,6 +159,15 @@ def test_int8(shape, dtype):
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
     exact = (x.double() @ weight.double().t()) * scale
     off = (int8.w8a16_linear(x, weight, scale).double() - exact).norm() / exact.norm()
+    assert off <= 2 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("rows", [1, 20, 200])
+def test_int4(rows, dtype):
+    x = rand(rows, 4096, dtype=dtype)
+    packed, scale = int4.quantize_groups(rand(1000, 4096), 128)
+    exact = x.double() @ int4.dequantize_groups(packed, scale).double().t()
+    off = (int4.w4a16_linear(x, packed, scale).double() - exact).norm() / exact.norm()
     assert off <= 2 * torch.finfo(dtype).eps
 
 
