@@ -8,10 +8,10 @@ vocabulary. A model 1.8 times as large as the largest, on twice its tokens, is t
 and compared with what the law says of it. The ladder takes half of the 30 CPU-minutes it may.
 
 Where the ladder stands matters: the law knows nothing of a model that learns a new trick midway.
-With a context of 256 that is copying from further back, which sets in between one and eight million
-tokens, and the law was 10 to 11 % too high: for BPE at depths 1 to 4, for characters at two to four
-layers, for two layers alone, and on other text. In a context of 64 there is little to copy, and the
-loss falls evenly.
+Four ladders with a context of 256 were 10 to 11 % too high: BPE at depths 1 to 4, characters at two
+to four layers, two layers alone, two layers on other text. There the loss falls faster between one
+and eight million tokens, presumably as the models learn to copy from further back; that was not
+looked into. With a context of 64, or one layer, it falls evenly.
 
     python -m benchmarks.scaling_study [--scale 1.0] [--folder runs/scaling_study] [--no-write]
 
