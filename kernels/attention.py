@@ -8,7 +8,11 @@ of attention_triton.py compute it without the (T, T) matrix. Not here: attention
 import torch
 from torch import Tensor
 
-from llmlab.kernels.op import define, launches
+from llmlab.kernels.op import define
+from llmlab.kernels.precision import wide_dtype
+
+MOST_WIDE = 256
+"""Head dim."""
 
 
 def attention(
@@ -44,7 +48,7 @@ def attention(
     """
     _check(q, k, v, causal=causal, window=window, cu_seqlens=cu_seqlens)
     options = (causal, q.shape[-1] ** -0.5 if scale is None else scale, window or 0, softcap or 0.0)
-    return (_attention if launches(q) else attention_twin)(q, k, v, cu_seqlens, *options)[0]
+    return _attention(q, k, v, cu_seqlens, *options)[0]
 
 
 def attention_twin(
@@ -58,7 +62,7 @@ def attention_twin(
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the result and, for each query, log2 of the sum of its exponentials (B, H, T)."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = wide_dtype(q)
     scores, keys, values = _scores(q, k, v, scale, dtype)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
@@ -133,24 +137,16 @@ def _check(
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit; k and v "
             "are (B, G, T, D) with H a multiple of G"
         )
+    if D > MOST_WIDE:
+        raise ValueError(f"head dim {D}; it must be {MOST_WIDE} or less")
     if window is not None and (window < 1 or not causal):
         raise ValueError(f"window={window} with causal={causal}; it must be 1 or more, and causal")
     if cu_seqlens is not None and cu_seqlens.dtype != torch.int32:
         raise ValueError(f"cu_seqlens is {cu_seqlens.dtype}; it must be torch.int32")
 
 
-def _fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor | None,
-    causal: bool,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=dtype)
+def _fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=wide_dtype(q))
 
 
 def _fake_backward(

@@ -11,6 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.common_triton import accumulator
+from llmlab.kernels.precision import wide_dtype
+
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -34,7 +37,7 @@ def attention_forward(
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
     """Launch; see attention.py."""
-    (B, H, T, D), wide = q.shape, _wide(q)
+    (B, H, T, D), wide = q.shape, wide_dtype(q)
     q, k, v = (_with_dense_heads(x) for x in (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, H, T, dtype=wide, device=q.device)
@@ -105,7 +108,7 @@ def _constants(
         "CAUSAL": causal,
         "WINDOWED": window > 0,
         "CAPPED": softcap > 0,
-        "ACC": tl.float64 if wide == torch.float64 else tl.float32,
+        "ACC": accumulator(wide),
     }
 
 
@@ -115,10 +118,6 @@ def _strides(*tensors: Tensor) -> list[int]:
 
 def _with_dense_heads(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 Few rows of activations: the weights are what takes time, so only they are int8 (W8A16). Many rows:
 products take the time, so the activations are rounded to int8 as well, a scale for each row
-(W8A8). `int8_linear` chooses by the number of rows. Source: arXiv:2208.07339, without outliers.
+(W8A8). Source: arXiv:2208.07339, without outliers. Not here: which of the two a layer takes.
 """
 
 import torch

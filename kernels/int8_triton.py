@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.common_triton import int8_scale, num_cores, round_to_int8, warps_of_row
+
 _W8A8 = (128, 256, 128, 8, 3)
 """Block of rows, of columns, of K, warps, stages."""
 _W8A8_FEW_ROWS = (64, 128, 128, 4, 4)
@@ -26,7 +28,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     if num_rows:
         _quantize_rows_kernel[(num_rows,)](
             x, out, scale, width, x.stride(0), x.stride(1), BLOCK=block,
-            num_warps=min(max(block // 512, 1), 16),
+            num_warps=warps_of_row(block),
         )  # fmt: skip
     return out, scale
 
@@ -54,7 +56,7 @@ def w8a16_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     BN, BK, num_warps, num_stages = _W8A16
     BM = max(16, min(64, triton.next_power_of_2(M)))
     tiles = triton.cdiv(M, BM) * triton.cdiv(N, BN)
-    splits = min(_MOST_SPLITS, triton.cdiv(K, BK), max(1, 2 * _num_cores(x.device) // tiles))
+    splits = min(_MOST_SPLITS, triton.cdiv(K, BK), max(1, 2 * num_cores(x.device) // tiles))
     steps = triton.cdiv(triton.cdiv(K, BK), splits)
     sums = torch.empty(splits, M, N, dtype=torch.float32, device=x.device)
     _w8a16_kernel[(tiles, splits)](
@@ -75,13 +77,8 @@ def _quantize_rows_kernel(x_ptr, out_ptr, scale_ptr, width, x_row, x_col, BLOCK:
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + row * x_row + cols * x_col, mask=cols < width, other=0.0).to(tl.float32)
-    scale = tl.max(tl.abs(x), 0) / 127
-    x = x * tl.where(scale > 0, 1 / tl.maximum(scale, 1e-38), 0.0)
-    low = tl.floor(x)
-    rest = x - low
-    is_odd = low - 2 * tl.floor(low / 2)
-    up = (rest > 0.5) | ((rest == 0.5) & (is_odd == 1))  # to the nearest, ties to even
-    tl.store(out_ptr + row * width + cols, (low + up).to(tl.int8), mask=cols < width)
+    scale, inverse = int8_scale(x, 0)
+    tl.store(out_ptr + row * width + cols, round_to_int8(x * inverse), mask=cols < width)
     tl.store(scale_ptr + row, scale)
 
 
@@ -156,9 +153,3 @@ def _add_splits_kernel(
         total += tl.load(sums_ptr + split * size.to(tl.int64) + at, mask=at < size, other=0.0)
     total *= tl.load(scale_ptr + at % N, mask=at < size, other=0.0)
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=at < size)
-
-
-def _num_cores(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 8
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.kernels.op import define, launches
-from llmlab.kernels.precision import product_dtype
+from llmlab.kernels.op import define
+from llmlab.kernels.precision import product_dtype, wide_dtype
 
 IGNORED = -100
 """The label that is not scored, unless another is named."""
@@ -55,12 +55,19 @@ def linear_cross_entropy(
     """
     wants_hidden = torch.is_grad_enabled() and hidden.requires_grad
     wants_weight = torch.is_grad_enabled() and weight.requires_grad
-    options = (ignore_index, softcap or 0.0, z_loss)
+    cap = softcap or 0.0
     if not (wants_hidden or wants_weight):
-        return _loss_only(hidden, weight, labels, *options)
+        return _loss_only(hidden, weight, labels, ignore_index, cap)
     with torch.no_grad():
         total, hidden_grad, weight_grad = _loss_and_gradients(
-            hidden, weight, labels, *options, wants_hidden=wants_hidden, wants_weight=wants_weight
+            hidden,
+            weight,
+            labels,
+            ignore_index,
+            cap,
+            z_loss,
+            wants_hidden=wants_hidden,
+            wants_weight=wants_weight,
         )
     if hidden_grad is not None:
         total = _with_gradient(total, hidden, hidden_grad)
@@ -78,7 +85,7 @@ def cross_entropy_twin(
     """
     is_scored = (labels != ignore_index)[:, None]  # (n, 1)
     index = torch.where(is_scored[:, 0], labels, 0)[:, None]  # (n, 1)
-    wide = logits.to(_wide(logits.dtype))
+    wide = logits.to(wide_dtype(logits))
     slope = None
     if softcap:
         tanh = torch.tanh(wide / softcap)
@@ -105,7 +112,7 @@ def _with_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
 
     An autograd.Function would say the same, but torch.compile warns about every one.
     """
-    linear = (x * gradient).sum(dtype=_wide(x.dtype))
+    linear = (x * gradient).sum(dtype=wide_dtype(x))
     return value + (linear - linear.detach())
 
 
@@ -115,12 +122,11 @@ def _loss_only(
     labels: Tensor,
     ignore_index: int,
     softcap: float,
-    _: float,
 ) -> Tensor:
-    total = hidden.new_zeros((), dtype=_wide(hidden.dtype))
+    total = hidden.new_zeros((), dtype=wide_dtype(hidden))
     for part, wanted in _chunks(hidden, labels, weight.shape[0]):
         logits = F.linear(part, weight)
-        logits = logits.to(_wide(logits.dtype))
+        logits = logits.to(wide_dtype(logits))
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
         total += F.cross_entropy(logits, wanted, ignore_index=ignore_index, reduction="sum")
@@ -141,23 +147,17 @@ def _loss_and_gradients(
     dtype = product_dtype(hidden)
     narrow_weight = weight.to(dtype)
     hidden_grads = []
-    weight_grad = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if wants_weight else None
-    total = hidden.new_zeros((), dtype=_wide(hidden.dtype))
-    score = _cross_entropy if launches(hidden) else cross_entropy_twin
+    weight_grad = torch.zeros_like(weight, dtype=wide_dtype(weight)) if wants_weight else None
+    total = hidden.new_zeros((), dtype=wide_dtype(hidden))
     for part, wanted in _chunks(hidden.to(dtype), labels, weight.shape[0]):
         logits = part @ narrow_weight.t()  # (n, V), then their gradient
-        total += score(logits, wanted, ignore_index, softcap, z_loss).sum()
+        total += _cross_entropy(logits, wanted, ignore_index, softcap, z_loss).sum()
         if wants_hidden:
             hidden_grads.append(logits @ narrow_weight)
         if weight_grad is not None:
             weight_grad += logits.t() @ part
     hidden_grad = torch.cat(hidden_grads).to(hidden.dtype) if wants_hidden else None
     return total, hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Return what sums over such numbers are in: float32, or float64 where they are."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _chunks(hidden: Tensor, labels: Tensor, vocab_size: int) -> list[tuple[Tensor, Tensor]]:
@@ -169,7 +169,7 @@ def _chunks(hidden: Tensor, labels: Tensor, vocab_size: int) -> list[tuple[Tenso
 def _fake(
     logits: Tensor, labels: Tensor, ignore_index: int, softcap: float, z_loss: float
 ) -> Tensor:
-    return logits.new_empty(labels.shape, dtype=_wide(logits.dtype))
+    return logits.new_empty(labels.shape, dtype=wide_dtype(logits))
 
 
 _cross_entropy = define(

@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.common_triton import accumulator, warps_of_row
+from llmlab.kernels.precision import wide_dtype
+
 _MOST = 16384
 """Logits a program holds at once."""
 
@@ -18,14 +21,14 @@ def cross_entropy(
 ) -> Tensor:
     """Launch; see linear_cross_entropy.py."""
     num_rows, vocab_size = logits.shape
-    wide = torch.promote_types(logits.dtype, torch.float32)
+    wide = wide_dtype(logits)
     loss = torch.empty(labels.shape, dtype=wide, device=logits.device)
     block = min(_MOST, triton.next_power_of_2(vocab_size))
     _cross_entropy_kernel[(num_rows,)](
         logits, labels, loss, vocab_size, *logits.stride(), labels.stride(0), ignore_index,
         softcap, z_loss, CAPPED=softcap > 0, BLOCK=block,
-        WIDE=tl.float64 if wide == torch.float64 else tl.float32,
-        num_warps=min(max(block // 512, 1), 16),
+        WIDE=accumulator(wide),
+        num_warps=warps_of_row(block),
     )  # fmt: skip
     return loss
 

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.common_triton import owner_of_tile
+
 _ROWS, _WIDTH, _COLUMNS = 16, 128, 128
 _SPLIT = 1024
 """Width of x that a program sums over."""
@@ -35,21 +37,12 @@ def add_lora(
 
 @triton.jit
 def _tile(starts, L, BM: tl.constexpr, SEARCH: tl.constexpr):
-    """Return the adapter of this tile and its places among the ordered rows; too many are masked.
-
-    The tiles of adapter i start at starts[i] // BM + i: always room enough, none shared.
-    """
-    tile = tl.program_id(0)
-    low, high = 0, L
-    for _ in range(SEARCH):
-        middle = (low + high) // 2
-        begins = tl.load(starts + middle) // BM + middle
-        low = tl.where(begins <= tile, middle, low)
-        high = tl.where(begins <= tile, high, middle)
-    start, end = tl.load(starts + low), tl.load(starts + low + 1)
-    first = start + (tile - (start // BM + low)) * BM
+    """Return the adapter of this tile, and its places among the ordered rows with their mask."""
+    adapter, number = owner_of_tile(starts, tl.program_id(0), L, BM, SEARCH)
+    start, end = tl.load(starts + adapter), tl.load(starts + adapter + 1)
+    first = start + number * BM
     places = first + tl.arange(0, BM)
-    return low, first, places, (places >= start) & (places < end), end
+    return adapter, first, places, (places >= start) & (places < end), end
 
 
 @triton.jit

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from llmlab.kernels.op import define, launches
+from llmlab.kernels.op import define
+from llmlab.kernels.precision import wide_dtype
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -20,7 +21,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         (..., E), of the dtype of x.
     """
-    return (_rms_norm if launches(x) else rms_norm_twin)(x, weight, eps)[0]
+    return _rms_norm(x, weight, eps)[0]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -35,13 +36,13 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     Returns:
         The normalised sum and the sum, both (..., E).
     """
-    out, total, _ = (_add_rms_norm if launches(x) else _add_rms_norm_twin)(x, residual, weight, eps)
+    out, total, _ = _add_rms_norm(x, residual, weight, eps)
     return out, total
 
 
 def rms_norm_twin(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return the result and the reciprocal root mean square (...)."""
-    wide = x.to(_wide(x))
+    wide = x.to(wide_dtype(x))
     scale = torch.rsqrt(wide.square().mean(-1) + eps)
     return (wide * scale[..., None]).to(x.dtype) * weight.to(x.dtype), scale
 
@@ -50,7 +51,7 @@ def rms_norm_backward_twin(
     d_out: Tensor, x: Tensor, weight: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and weight."""
-    wide = _wide(x)
+    wide = wide_dtype(x)
     normal = x.to(wide) * scale[..., None]  # (..., E)
     weighted = d_out.to(wide) * weight.to(x.dtype).to(wide)
     shared = (weighted * normal).mean(-1, keepdim=True)
@@ -67,13 +68,9 @@ def _add_rms_norm_twin(
     return out, total, scale
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _fake(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(
-        x.shape[:-1], dtype=_wide(x)
+        x.shape[:-1], dtype=wide_dtype(x)
     )
 
 

@@ -10,6 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.common_triton import accumulator, num_cores, warps_of_row
+from llmlab.kernels.precision import wide_dtype
+
 _PROGRAMS_PER_CORE = 4
 
 
@@ -32,7 +35,7 @@ def _forward(
     rows = x.reshape(-1, x.shape[-1])
     others = rows if residual is None else residual.reshape(rows.shape)
     num_rows, width = rows.shape
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = wide_dtype(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = out if residual is None else torch.empty_like(out)
     scale = torch.empty(x.shape[:-1], dtype=wide, device=x.device)
@@ -40,8 +43,8 @@ def _forward(
     _rms_norm_forward[(num_rows,)](
         rows, others, weight, out, total, scale, rows.stride(0), rows.stride(1),
         others.stride(0), others.stride(1), width, eps,
-        ADDS=residual is not None, BLOCK=block, WIDE=_triton_dtype(wide),
-        num_warps=_num_warps(block),
+        ADDS=residual is not None, BLOCK=block, WIDE=accumulator(wide),
+        num_warps=warps_of_row(block),
     )  # fmt: skip
     return out, total, scale
 
@@ -53,13 +56,13 @@ def rms_norm_backward(
     rows, d_rows = x.reshape(-1, x.shape[-1]), d_out.reshape(-1, x.shape[-1])
     num_rows, width = rows.shape
     d_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    programs = min(num_rows, _num_cores(x.device) * _PROGRAMS_PER_CORE)
+    programs = min(num_rows, num_cores(x.device) * _PROGRAMS_PER_CORE)
     partial = torch.empty(programs, width, dtype=scale.dtype, device=x.device)
     block = triton.next_power_of_2(width)
     _rms_norm_backward[(programs,)](
         d_rows, rows, weight, scale, d_x, partial, d_rows.stride(0), d_rows.stride(1),
         rows.stride(0), rows.stride(1), num_rows, width,
-        BLOCK=block, WIDE=_triton_dtype(scale.dtype), num_warps=_num_warps(block),
+        BLOCK=block, WIDE=accumulator(scale.dtype), num_warps=warps_of_row(block),
     )  # fmt: skip
     return d_x, partial.sum(0).to(weight.dtype)
 
@@ -109,17 +112,3 @@ def _rms_norm_backward(
         tl.store(d_x_ptr + row * width + cols, d_x, mask=inside)
         d_weight += d_out * normal
     tl.store(partial_ptr + program * width + cols, d_weight, mask=inside)
-
-
-def _triton_dtype(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
-def _num_warps(block: int) -> int:
-    return min(max(block // 512, 1), 16)
-
-
-def _num_cores(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count

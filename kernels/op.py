@@ -37,7 +37,9 @@ def define(
     backward: Callable[..., Any] | None = None,
     keep: Callable[..., None] | None = None,
 ) -> Callable[..., Any]:
-    """Define an operator and return it.
+    """Define an operator and return what calls it where kernels run, and its twin elsewhere.
+
+    Autograd follows such a twin and compilers fuse it. The first argument is a tensor.
 
     Args:
         schema: name, arguments and results as `torch.library` takes them.
@@ -57,14 +59,16 @@ def define(
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}", backward, setup_context=keep, lib=_library
         )
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def call(*arguments: Any) -> Any:
+        return (operator if launches(arguments[0]) else twin)(*arguments)
+
+    return call
 
 
 def launches(x: Tensor) -> bool:
-    """Tell whether kernels run on x: on a GPU where Triton is, or interpreted.
-
-    Elsewhere the public functions call the twins, for autograd to follow and compilers to fuse.
-    """
+    """Tell whether kernels run on x: on a GPU where Triton is, or interpreted."""
     return ENABLED and (INTERPRETED or x.device.type == "cuda") and _HAS_TRITON
 
 

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.common_triton import int8_scale, owner_of_tile, round_to_int8
+
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _ROWS_OF_PROMPTS = 64
 """Rows of a product (tokens times heads of a group) where sequences have many new tokens."""
@@ -71,21 +73,6 @@ def write_kv(cache: Tensor, kv_scale: Tensor | None, slots: Tensor, k: Tensor, v
 
 
 @triton.jit
-def _sequence_of(cu_new, tile, num_seqs, TOKENS: tl.constexpr, SEARCH: tl.constexpr):
-    """Return the last sequence whose first tile is not after `tile`.
-
-    The tiles of sequence i start at cu_new[i] // TOKENS + i: always room enough, none shared.
-    """
-    low, high = 0, num_seqs
-    for _ in range(SEARCH):
-        middle = (low + high) // 2
-        begins = tl.load(cu_new + middle) // TOKENS + middle
-        low = tl.where(begins <= tile, middle, low)
-        high = tl.where(begins <= tile, high, middle)
-    return low
-
-
-@triton.jit
 def _scales(kv_scale_ptr, slot, number, is_key, G: tl.constexpr):
     """Load the scale of a head, keys' heads before values', at each slot."""
     return tl.load(kv_scale_ptr + slot * (2 * G) + number, mask=is_key, other=0.0)
@@ -101,10 +88,10 @@ def _packed_attention_kernel(
     WINDOWED: tl.constexpr, CAPPED: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    seq = _sequence_of(cu_new, tile, num_seqs, TOKENS, SEARCH)
+    seq, number_in_seq = owner_of_tile(cu_new, tile, num_seqs, TOKENS, SEARCH)
     start = tl.load(cu_new + seq)
     new_len = tl.load(cu_new + seq + 1) - start
-    first_token = (tile - (start // TOKENS + seq)) * TOKENS
+    first_token = number_in_seq * TOKENS
     context_len = tl.load(context_lens + seq)
     if (first_token >= new_len) | (context_len == 0):
         return
@@ -224,12 +211,8 @@ def _write_kv_kernel(
     places = cache_ptr + slot * c_slot + (is_value * c_kv + head * c_g)[:, None] + offs_d[None, :]
     if INT8:
         x = x.to(tl.float32)
-        scale = tl.max(tl.abs(x), 1) / 127
-        x = x * tl.where(scale > 0, 1 / tl.maximum(scale, 1e-38), 0.0)[:, None]
-        low = tl.floor(x)
-        rest = x - low
-        up = (rest > 0.5) | ((rest == 0.5) & (low - 2 * tl.floor(low / 2) == 1))
-        tl.store(places, (low + up).to(tl.int8), mask=inside)
+        scale, inverse = int8_scale(x, 1)
+        tl.store(places, round_to_int8(x * inverse[:, None]), mask=inside)
         tl.store(kv_scale_ptr + slot * (2 * G) + number, scale, mask=number < 2 * G)
     else:
         tl.store(places, x.to(cache_ptr.dtype.element_ty), mask=inside)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.kernels.op import define, launches
+from llmlab.kernels.op import define
+from llmlab.kernels.precision import wide_dtype
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -17,7 +18,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         gate: any shape.
         up: the same shape and dtype.
     """
-    return (_swiglu if launches(gate) else swiglu_twin)(gate, up)
+    return _swiglu(gate, up)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         (B, H, T, D), laid out in memory as x is if its heads are dense.
     """
-    return (_rotate if launches(x) else rotate_twin)(x, cos, sin)
+    return _rotate(x, cos, sin)
 
 
 def swiglu_twin(gate: Tensor, up: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def swiglu_twin(gate: Tensor, up: Tensor) -> Tensor:
 
 def swiglu_backward_twin(d_out: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of gate and up."""
-    wide = _wide(gate)
+    wide = wide_dtype(gate)
     g, d = gate.to(wide), d_out.to(wide)
     sigmoid = torch.sigmoid(g)
     d_gate = d * up.to(wide) * sigmoid * (1 + g * (1 - sigmoid))
@@ -52,10 +53,6 @@ def rotate_twin(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Compute `rotate` in plain PyTorch."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _fake_swiglu(gate: Tensor, up: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmlab.kernels.common_triton import accumulator
+from llmlab.kernels.precision import wide_dtype
+
 _BLOCK = 2048
 
 
@@ -14,7 +17,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     out = torch.empty_like(gate)
     size = gate.numel()
     _swiglu_kernel[(triton.cdiv(size, _BLOCK),)](
-        gate, up, out, size, BLOCK=_BLOCK, WIDE=_wide(gate), num_warps=8
+        gate, up, out, size, BLOCK=_BLOCK, WIDE=accumulator(wide_dtype(gate)), num_warps=8
     )
     return out
 
@@ -25,7 +28,15 @@ def swiglu_backward(d_out: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
     d_gate, d_up = torch.empty_like(gate), torch.empty_like(gate)
     size = gate.numel()
     _swiglu_backward_kernel[(triton.cdiv(size, _BLOCK),)](
-        d_out, gate, up, d_gate, d_up, size, BLOCK=_BLOCK, WIDE=_wide(gate), num_warps=8
+        d_out,
+        gate,
+        up,
+        d_gate,
+        d_up,
+        size,
+        BLOCK=_BLOCK,
+        WIDE=accumulator(wide_dtype(gate)),
+        num_warps=8,
     )
     return d_gate, d_up
 
@@ -40,7 +51,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     _rotate_kernel[(triton.cdiv(T, tokens), H, B)](
         x, cos, sin, out, T, D // 2, *x.stride(), cos.stride(0), cos.stride(2), cos.stride(3),
         sin.stride(0), sin.stride(2), sin.stride(3), *out.stride()[:3],
-        TOKENS=tokens, HALF=half, WIDE=_wide(x),
+        TOKENS=tokens, HALF=half, WIDE=accumulator(wide_dtype(x)),
     )  # fmt: skip
     return out
 
@@ -100,7 +111,3 @@ def _rotate_kernel(
     tl.store(out, turned.to(own), mask=inside)
     turned = _rounded(second * cos, own, WIDE) + _rounded(first * sin, own, WIDE)
     tl.store(out + half, turned.to(own), mask=inside)
-
-
-def _wide(x: Tensor) -> tl.dtype:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32

@@ -36,7 +36,7 @@ def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (B, H, T, D), scores scaled by D ** -0.5 and softmax accumulated in float32.
     """
     if launches(q):
-        return attention(*(x.to(product_dtype(q)) for x in (q, k, v)))
+        return _by_kernel(q, k, v, None)
     is_grouped = q.shape[1] != k.shape[1]
     if not _is_faster_in_float32(q):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
@@ -44,6 +44,12 @@ def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     with torch.autocast("cpu", enabled=False):
         out = F.scaled_dot_product_attention(*wide, is_causal=True, enable_gqa=is_grouped)
     return out.to(q.dtype)
+
+
+def _by_kernel(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """Attend causally by the kernel, which autocast does not reach."""
+    dtype = product_dtype(q)
+    return attention(q.to(dtype), k.to(dtype), v.to(dtype), window=window)
 
 
 def _is_faster_in_float32(q: Tensor) -> bool:
@@ -96,7 +102,7 @@ def in_window(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     if window is None or window >= T:
         return causal(0, q, k, v)
     if launches(q):
-        return attention(*(x.to(product_dtype(q)) for x in (q, k, v)), window=window)
+        return _by_kernel(q, k, v, window)
     length = min(max(window, _MIN_BLOCK_LEN), T)
     mask = _band(length, window, q.device)  # (length, 2 length)
     q_first, k_first, v_first = (x[:, :, :length] for x in (q, k, v))
