@@ -70,4 +70,5 @@ _w4a16_linear = define(
     twin=w4a16_linear_twin,
     fake=_fake,
     kernel="int4_triton:w4a16_linear",
+    native="linear_native:w4a16_linear",
 )

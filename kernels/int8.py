@@ -97,6 +97,7 @@ _quantize_rows = define(
     twin=quantize_rows_twin,
     fake=_fake_quantize,
     kernel="int8_triton:quantize_rows",
+    native="linear_native:quantize_rows",
 )
 _w8a8_linear = define(
     "w8a8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor scale, ScalarType dtype) "
@@ -104,10 +105,12 @@ _w8a8_linear = define(
     twin=w8a8_linear_twin,
     fake=_fake_w8a8,
     kernel="int8_triton:w8a8_linear",
+    native="linear_native:w8a8_linear",
 )
 _w8a16_linear = define(
     "w8a16_linear(Tensor x, Tensor weight, Tensor scale) -> Tensor",
     twin=w8a16_linear_twin,
     fake=_fake_w8a16,
     kernel="int8_triton:w8a16_linear",
+    native="linear_native:w8a16_linear",
 )

@@ -2,9 +2,10 @@
 
     define("swiglu(Tensor gate, Tensor up) -> Tensor", twin=..., fake=..., kernel="module:function")
 
-The twin, plain PyTorch, is the specification and runs on a CPU; the kernel, Triton, runs on a GPU
-and is imported when it is first called, so that nothing here needs Triton. Under Triton's
-interpreter (TRITON_INTERPRET=1 in the environment) the kernel runs on a CPU too.
+The twin, plain PyTorch, is the specification and runs anywhere. The kernel, Triton, runs on a GPU;
+under Triton's interpreter (TRITON_INTERPRET=1 in the environment) on a CPU too. Some operators have
+a native function as well, C++ for a CPU. Kernels and native functions are imported when they are
+first called, so that nothing here needs Triton or a compiler.
 """
 
 import functools
@@ -34,26 +35,30 @@ def define(
     twin: Callable[..., Any],
     fake: Callable[..., Any],
     kernel: str,
+    native: str | None = None,
     backward: Callable[..., Any] | None = None,
     keep: Callable[..., None] | None = None,
 ) -> Callable[..., Any]:
-    """Define an operator and return what calls it where kernels run, and its twin elsewhere.
+    """Define an operator and return what calls the best of kernel, native function and twin.
 
-    Autograd follows such a twin and compilers fuse it. The first argument is a tensor.
+    Autograd follows a twin and compilers fuse it. The first argument is a tensor.
 
     Args:
         schema: name, arguments and results as `torch.library` takes them.
         twin: the same in plain PyTorch.
         fake: makes empty results of the right shapes, strides and dtypes.
         kernel: `module:function` of the Triton launcher, in this package.
+        native: the same of the function for a CPU; it gives NotImplemented where the twin is
+            to be taken. Compilers do not look into it, and autograd does not follow it.
         backward: `(ctx, *gradients) -> gradients of the arguments`; None where nothing trains.
         keep: `(ctx, inputs, output)`, keeps what `backward` needs.
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     launch = _launcher(kernel, fake, name)
+    on_cpu = twin if native is None else _native_or_twin(native, twin)
     _library.impl(name, launch, "CUDA")
-    _library.impl(name, launch if INTERPRETED else _dense(twin), "CPU")
+    _library.impl(name, launch if INTERPRETED else _dense(on_cpu), "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     if backward is not None:
         torch.library.register_autograd(
@@ -62,7 +67,8 @@ def define(
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def call(*arguments: Any) -> Any:
-        return (operator if launches(arguments[0]) else twin)(*arguments)
+        is_opaque = native is not None and torch.compiler.is_compiling()
+        return (operator if is_opaque or launches(arguments[0]) else on_cpu)(*arguments)
 
     return call
 
@@ -72,11 +78,40 @@ def launches(x: Tensor) -> bool:
     return ENABLED and (INTERPRETED or x.device.type == "cuda") and _HAS_TRITON
 
 
-def _dense(twin: Callable[..., Any]) -> Callable[..., Any]:
-    """Give the results of a twin the layout that `fake` promises."""
+def _native_or_twin(native: str, twin: Callable[..., Any]) -> Callable[..., Any]:
+    function = _imported(native)
 
     def call(*arguments: Any) -> Any:
-        found = twin(*arguments)
+        if not ENABLED or arguments[0].device.type != "cpu" or _needs_gradient(arguments):
+            return twin(*arguments)
+        found = function()(*arguments)
+        return twin(*arguments) if found is NotImplemented else found
+
+    return call
+
+
+def _needs_gradient(arguments: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(a, Tensor) and a.requires_grad for a in arguments
+    )
+
+
+def _imported(path: str) -> Callable[[], Callable[..., Any]]:
+    """Return what imports `module:function` when it is first called."""
+
+    @functools.cache
+    def function() -> Callable[..., Any]:
+        module, _, name = path.partition(":")
+        return getattr(importlib.import_module(f"llmlab.kernels.{module}"), name)
+
+    return function
+
+
+def _dense(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the results of a function the layout that `fake` promises."""
+
+    def call(*arguments: Any) -> Any:
+        found = function(*arguments)
         if found is None:
             return None
         if isinstance(found, Tensor):
@@ -87,10 +122,7 @@ def _dense(twin: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _launcher(kernel: str, fake: Callable[..., Any], name: str) -> Callable[..., Any]:
-    @functools.cache
-    def function() -> Callable[..., Any]:
-        module, _, launcher = kernel.partition(":")
-        return getattr(importlib.import_module(f"llmlab.kernels.{module}"), launcher)
+    function = _imported(kernel)
 
     def launch(*arguments: Any) -> Any:
         return function()(*arguments)

@@ -1,233 +1,143 @@
-"""Attention of packed tokens over a paged key/value cache, in plain PyTorch.
+"""Attention of packed new tokens over a paged cache, reading prompts and decoding in one kernel.
 
-The tokens of one serving step lie packed in one row, sequence after sequence: `N` tokens, some
-sequences with one new token (decoding), some with many (reading a prompt). `plan_attention` works
-out once a step where each token is stored and what it may attend to; `write_pages` and
-`paged_attention` then run once a layer.
-
-The cache of a layer is `(num_pages * P, 2, G, D)`: a token's keys and values lie side by side, so
-that a page is one block of memory to write and to gather, and a head of the gathered pages is a
-strided view that `scaled_dot_product_attention` reads without a copy. Sequences with one new token
-and similar lengths share one call; the query heads of a key/value head are packed as its query
-rows, so grouped heads are never expanded.
-
-Not here: who owns which page (serve/pages.py), models. Softmax and sums are in float32.
-Source: PagedAttention, arXiv 2309.06180.
+The cache of a layer is (slots, 2, G, D): slot = page * P + place in the page, keys beside values.
+With int8 keys and values a scale goes with every slot and head. Sources: arXiv:2309.06180 (pages),
+arXiv:2511.11581 (one kernel for both, grouped heads packed into the product).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_PADDING_FLOOR = 256
-"""Tokens of padding that cost less than one more call."""
+from llmlab.kernels.op import define
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Neighbouring packed tokens that one attention call serves: one chunk, or several decodes."""
-
-    row: int
-    """First packed token."""
-    num_seqs: int
-    """Sequences in it, of one packed token each; 1 for a chunk."""
-    num_tokens: int
-    """Packed tokens in it."""
-    context_len: int
-    """Tokens attended to, the new ones included; the longest of the sequences."""
-    first_slot: int | None
-    """Where the context starts in the cache when its pages are neighbours; else None."""
-    pages: Tensor | None
-    """(num_seqs * pages of the longest,) int64: the pages to gather, 0 where a sequence has fewer;
-    None when nothing needs gathering."""
-    mask: Tensor | None
-    """Added to the scores, (num_seqs, 1, 1, S) for decodes, (1, 1, T, S) for a chunk; None where it
-    would be all zero, or plainly causal."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionPlan:
-    """Where the packed tokens of a step are stored and what they attend to, for every layer."""
-
-    num_tokens: int
-    page_len: int
-    slots: Tensor
-    """(N,) int64: the row of the cache that each packed token is written to."""
-    spans: tuple[Span, ...]
-
-
-def plan_attention(
-    new_lens: Sequence[int],
-    context_lens: Sequence[int],
-    page_tables: Sequence[Sequence[int]],
+def paged_attention(
+    q: Tensor,
+    cache: Tensor,
+    kv_scale: Tensor | None,
+    page_table: Tensor,
+    context_lens: Tensor,
+    cu_new: Tensor,
     *,
     page_len: int,
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
-) -> AttentionPlan:
-    """Lay out one step. Decodes are cheapest when they are neighbours, in order of length.
+    split_len: int = 512,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attend causally from each sequence's last tokens to its pages; softmax in float32.
 
     Args:
-        new_lens: new tokens of each sequence, at least 1, in packing order.
-        context_lens: tokens of each sequence once these are written, so that the new ones hold the
-            positions `context_len - new_len` to `context_len - 1`.
-        page_tables: for each sequence the pages that hold its tokens, in order.
-        page_len: tokens per page.
-        dtype: type of the queries.
-        device: where the cache is.
-
-    Raises:
-        ValueError: lengths that do not fit together.
-    """
-    slots: list[int] = []
-    for new_len, context_len, pages in zip(new_lens, context_lens, page_tables, strict=True):
-        if not 1 <= new_len <= context_len <= len(pages) * page_len:
-            raise ValueError(
-                f"{new_len} new tokens of {context_len} in {len(pages)} pages of {page_len}"
-            )
-        slots += [
-            pages[position // page_len] * page_len + position % page_len
-            for position in range(context_len - new_len, context_len)
-        ]
-    spans: list[Span] = []
-    at = row = 0
-    while at < len(new_lens):
-        count = _num_alike(new_lens, context_lens, at)
-        tables, lens = page_tables[at : at + count], context_lens[at : at + count]
-        spans.append(_span(row, new_lens[at], lens, tables, page_len, dtype, device))
-        row += spans[-1].num_tokens
-        at += count
-    return AttentionPlan(
-        num_tokens=row,
-        page_len=page_len,
-        slots=torch.tensor(slots, device=device),
-        spans=tuple(spans),
-    )
-
-
-def write_pages(cache: Tensor, plan: AttentionPlan, k: Tensor, v: Tensor) -> None:
-    """Store the keys and values of a step.
-
-    Args:
-        cache: (num_pages * P, 2, G, D), changed in place.
-        plan: the step.
-        k: (1, G, N, D).
-        v: (1, G, N, D).
-    """
-    kv = torch.stack((k[0], v[0])).permute(2, 0, 1, 3)  # (N, 2, G, D)
-    cache.index_copy_(0, plan.slots, kv)
-
-
-def paged_attention(q: Tensor, k: Tensor, v: Tensor, cache: Tensor, plan: AttentionPlan) -> Tensor:
-    """Attend from the packed tokens to their sequences' pages, causally, scaled by 1/sqrt(D).
-
-    Args:
-        q: (1, H, N, D); H is a multiple of G, head h reads key/value head h // (H / G).
-        k: (1, G, N, D), already written to the cache; read here by chunks that start a sequence.
-        v: (1, G, N, D).
-        cache: (num_pages * P, 2, G, D).
-        plan: the step.
+        q: (N, H, D), sequence after sequence.
+        cache: (slots, 2, G, D), of the dtype of q or int8.
+        kv_scale: (slots, 2, G), float32, with an int8 cache; else None.
+        page_table: (S, most pages), int32; what lies beyond a sequence's pages is not read.
+        context_lens: (S,), int32, tokens of each sequence with the new ones; 0 for none.
+        cu_new: (S + 1,), int32: where each sequence's new tokens start in q, and N.
+        page_len: P, tokens a page.
+        split_len: keys one program of a GPU reads; 0 lets one read them all. A multiple of 128.
+            Splits are merged in order, and do not depend on the other sequences.
+        scale: of the products; D ** -0.5 when None.
+        window: tokens a position sees, its own included; None for all.
+        softcap: scores are softcap * tanh(score / softcap); None leaves them.
 
     Returns:
-        (1, H, N, D)
-
-    Raises:
-        ValueError: the shapes do not fit the plan.
+        (N, H, D), dtype of q.
     """
-    _, H, N, D = q.shape
-    G = cache.shape[2]
-    if plan.num_tokens != N or H % G or cache.shape[3] != D:
-        raise ValueError(
-            f"q {tuple(q.shape)} does not fit a plan of {plan.num_tokens} tokens "
-            f"and a cache {tuple(cache.shape)}"
-        )
-    out = q.new_empty(N, G, H // G, D)
-    for span in plan.spans:
-        rows = slice(span.row, span.row + span.num_tokens)
-        queries = q[0, :, rows].view(G, H // G, span.num_tokens, D)  # (G, R, T, D)
-        if span.num_tokens > span.num_seqs:
-            if span.num_tokens == span.context_len:
-                keys, values = k[0, :, rows], v[0, :, rows]  # (G, T, D)
-            else:
-                keys, values = _context(cache, span, plan.page_len)[0]  # (G, S, D)
-            out[rows] = _chunk(queries, keys, values, span.mask).permute(2, 0, 1, 3)
-        else:
-            keys, values = _context(cache, span, plan.page_len).unbind(1)  # (num_seqs, G, S, D)
-            out[rows] = F.scaled_dot_product_attention(
-                queries.permute(2, 0, 1, 3), keys, values, attn_mask=span.mask
-            )  # (num_seqs, G, R, D)
-    return out.view(1, N, H, D).transpose(1, 2)
+    return _paged_attention(
+        q, cache, kv_scale, page_table, context_lens, cu_new, page_len, split_len,
+        q.shape[-1] ** -0.5 if scale is None else scale, window or 0, softcap or 0.0,
+    )  # fmt: skip
 
 
-def _num_alike(new_lens: Sequence[int], context_lens: Sequence[int], at: int) -> int:
-    """Return how many sequences from `at` on share one call: decodes that need little padding."""
-    if new_lens[at] > 1:
-        return 1
-    shortest = longest = context_lens[at]
-    end = at + 1
-    while end < len(new_lens) and new_lens[end] == 1:
-        shortest, longest = min(shortest, context_lens[end]), max(longest, context_lens[end])
-        if longest > 2 * shortest + _PADDING_FLOOR:
-            break
-        end += 1
-    return end - at
+def write_kv(cache: Tensor, kv_scale: Tensor | None, slots: Tensor, k: Tensor, v: Tensor) -> None:
+    """Store keys and values, rounded to int8 where the cache is.
+
+    Args:
+        cache: (slots, 2, G, D), changed in place.
+        kv_scale: (slots, 2, G), float32, changed in place, with an int8 cache; else None.
+        slots: (N,), int64: where each token goes; a negative one is left out.
+        k: (N, G, D).
+        v: (N, G, D).
+    """
+    _write_kv(cache, kv_scale, slots, k, v)
 
 
-def _span(
-    row: int,
-    new_len: int,
-    context_lens: Sequence[int],
-    tables: Sequence[Sequence[int]],
+def paged_attention_twin(
+    q: Tensor,
+    cache: Tensor,
+    kv_scale: Tensor | None,
+    page_table: Tensor,
+    context_lens: Tensor,
+    cu_new: Tensor,
     page_len: int,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> Span:
-    longest, num_seqs = max(context_lens), len(context_lens)
-    num_pages = -(-longest // page_len)
-    first, pages, mask = None, None, None
-    if new_len < longest or new_len == 1:
-        used = tables[0][:num_pages]
-        if num_seqs == 1 and used == list(range(used[0], used[0] + num_pages)):
-            first = used[0] * page_len
-        else:
-            padded = [[*table[:num_pages], *[0] * (num_pages - len(table))] for table in tables]
-            pages = torch.tensor(padded, device=device).flatten()
-        if new_len > 1:
-            mask = _causal_tail(new_len, longest)
-        elif num_seqs > 1:
-            mask = torch.arange(longest) >= torch.tensor(context_lens).view(-1, 1, 1, 1)
-    if mask is not None:
-        mask = torch.zeros(mask.shape, dtype=dtype).masked_fill_(mask, -torch.inf).to(device)
-    return Span(row, num_seqs, num_seqs * new_len, longest, first, pages, mask)
+    split_len: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    """Compute `paged_attention` in plain PyTorch, a sequence at a time."""
+    out = torch.zeros_like(q)
+    group = q.shape[1] // cache.shape[2]
+    bounds = cu_new.tolist()
+    for seq, length in enumerate(context_lens.tolist()):
+        rows = slice(bounds[seq], bounds[seq + 1])
+        if rows.start == rows.stop or length == 0:
+            continue
+        at = torch.arange(length, device=q.device)
+        slots = page_table[seq].long()[at // page_len] * page_len + at % page_len
+        kv = cache[slots].float()  # (S, 2, G, D)
+        if kv_scale is not None:
+            kv = kv * kv_scale[slots][..., None]
+        keys, values = kv.repeat_interleave(group, dim=2).unbind(1)  # (S, H, D)
+        scores = torch.einsum("thd,shd->hts", q[rows].float(), keys) * scale
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        positions = at[length - (rows.stop - rows.start) :, None]
+        hidden = at > positions
+        if window:
+            hidden = hidden | (at <= positions - window)
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        out[rows] = torch.einsum("hts,shd->thd", weights, values).to(q.dtype)
+    return out
 
 
-def _causal_tail(T: int, S: int) -> Tensor:
-    """Return which keys the last `T` of `S` tokens may not see, (1, 1, T, S) bool."""
-    return torch.ones(1, 1, T, S, dtype=torch.bool).triu_(S - T + 1)
+def write_kv_twin(
+    cache: Tensor, kv_scale: Tensor | None, slots: Tensor, k: Tensor, v: Tensor
+) -> None:
+    """Compute `write_kv` in plain PyTorch."""
+    kept = slots >= 0
+    kv = torch.stack((k, v), dim=1)[kept]  # (N, 2, G, D)
+    if kv_scale is None:
+        cache[slots[kept]] = kv.to(cache.dtype)
+        return
+    scale = kv.float().abs().amax(-1) / 127  # (N, 2, G)
+    inverse = torch.where(scale > 0, 1 / scale.clamp(min=1e-38), 0.0)
+    cache[slots[kept]] = (kv.float() * inverse[..., None]).round().to(torch.int8)
+    kv_scale[slots[kept]] = scale
 
 
-def _chunk(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend from many tokens of one sequence: (G, R, T, D) to (G, S, D)."""
-    G, R, T, D = queries.shape
-    return F.scaled_dot_product_attention(
-        queries,
-        keys.unsqueeze(1).expand(G, R, -1, D),  # a view: the R query heads share their keys
-        values.unsqueeze(1).expand(G, R, -1, D),
-        attn_mask=mask,
-        is_causal=mask is None,
-    )
+def _fake(q: Tensor, *_: object) -> Tensor:
+    return q.new_empty(q.shape)
 
 
-def _context(cache: Tensor, span: Span, page_len: int) -> Tensor:
-    """Return what a span attends to, (num_seqs, 2, G, S, D); a view where pages are neighbours."""
-    _, _, G, D = cache.shape
-    if span.pages is None:
-        assert span.first_slot is not None
-        kv = cache[span.first_slot : span.first_slot + span.context_len].unsqueeze(0)
-    else:
-        kv = cache.view(-1, page_len * 2 * G * D).index_select(0, span.pages)
-        kv = kv.view(span.num_seqs, -1, 2, G, D)[:, : span.context_len]
-    return kv.permute(0, 2, 3, 1, 4)
+def _fake_write(*_: object) -> None:
+    return None
+
+
+_paged_attention = define(
+    "paged_attention(Tensor q, Tensor cache, Tensor? kv_scale, Tensor page_table, "
+    "Tensor context_lens, Tensor cu_new, int page_len, int split_len, float scale, int window, "
+    "float softcap) -> Tensor",
+    twin=paged_attention_twin,
+    fake=_fake,
+    kernel="paged_attention_triton:paged_attention",
+    native="paged_attention_native:paged_attention",
+)
+_write_kv = define(
+    "write_kv(Tensor(a!) cache, Tensor(b!)? kv_scale, Tensor slots, Tensor k, Tensor v) -> ()",
+    twin=write_kv_twin,
+    fake=_fake_write,
+    kernel="paged_attention_triton:write_kv",
+    native="paged_attention_native:write_kv",
+)

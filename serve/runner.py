@@ -7,19 +7,14 @@ Not here: which slices (scheduler.py), what becomes of a sampled token (engine.p
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llmlab.kernels.packed_linear import PackedLinear, can_pack, pack_linears
-from llmlab.kernels.paged_attention import (
-    AttentionPlan,
-    paged_attention,
-    plan_attention,
-    write_pages,
-)
+from llmlab.kernels.paged_attention import paged_attention, write_kv
 from llmlab.model import Attend, LanguageModel
 from llmlab.model.sampling import SamplingRows, sample, token_logprobs
 from llmlab.serve.deltas import TokenLogprob
@@ -71,51 +66,61 @@ class Runner:
     @torch.inference_mode()
     def run(self, slices: list[Slice]) -> list[Computed]:
         """Compute `slices`; results come in their order."""
-        # Decodes lie together, by length, so that few attention calls with little padding do.
-        order = sorted(range(len(slices)), key=lambda at: _packing_key(slices[at]))
-        packed = [slices[at] for at in order]
-        hidden = self._forward(packed).split([part.num_tokens for part in packed])  # (T, E) each
-        results = dict(zip(order, self._next_tokens(packed, hidden), strict=True))
-        for at, part, states in zip(order, packed, hidden, strict=True):
+        hidden = self._forward(slices).split([part.num_tokens for part in slices])  # (T, E) each
+        results = self._next_tokens(slices, hidden)
+        for at, (part, states) in enumerate(zip(slices, hidden, strict=True)):
             if part.seq.params.prompt_logprobs is not None:
                 scored = self._prompt_logprobs(part, states)
                 results[at] = replace(results[at], prompt_logprobs=scored)
-        return [results[at] for at in range(len(slices))]
+        return results
 
-    def _forward(self, packed: list[Slice]) -> Tensor:
-        ids = [i for part in packed for i in part.seq.token_ids[part.start : part.end]]
-        positions = [p for part in packed for p in range(part.start, part.end)]
-        plan = plan_attention(
-            [part.num_tokens for part in packed],
-            [part.end for part in packed],
-            [part.seq.pages for part in packed],
-            page_len=self._page_len,
-            dtype=self._dtype,
-            device=self._device,
-        )
+    def _forward(self, slices: list[Slice]) -> Tensor:
+        ids = [i for part in slices for i in part.seq.token_ids[part.start : part.end]]
+        positions = [p for part in slices for p in range(part.start, part.end)]
         return self._model.hidden(
             torch.tensor([ids], device=self._device),  # (1, N)
             torch.tensor([positions], device=self._device),  # (1, N)
-            self._attend(plan),
+            self._attend(slices),
         )[0]
 
-    def _attend(self, plan: AttentionPlan) -> Attend:
+    def _attend(self, slices: list[Slice]) -> Attend:
+        """Store the new keys and values in the sequences' pages, and attend to these."""
+        P = self._page_len
+        tables = [part.seq.pages[: -(-part.end // P)] for part in slices]
+        most = max(len(table) for table in tables)
+        slots = [
+            table[position // P] * P + position % P
+            for part, table in zip(slices, tables, strict=True)
+            for position in range(part.start, part.end)
+        ]
+        bounds = [0, *accumulate(part.num_tokens for part in slices)]
+        padded = [table + [0] * (most - len(table)) for table in tables]
+        page_table = self._int32(padded)  # (S, most)
+        context_lens, cu_new = self._int32([part.end for part in slices]), self._int32(bounds)
+        at = torch.tensor(slots, device=self._device)  # (N,)
+
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            write_pages(self._cache[layer], plan, k, v)
-            return paged_attention(q, k, v, self._cache[layer], plan)
+            cache = self._cache[layer]
+            write_kv(cache, None, at, k[0].transpose(0, 1), v[0].transpose(0, 1))
+            packed = q[0].transpose(0, 1)  # (N, H, D)
+            out = paged_attention(packed, cache, None, page_table, context_lens, cu_new, page_len=P)
+            return out.transpose(0, 1)[None]
 
         return attend
 
-    def _next_tokens(self, packed: list[Slice], hidden: tuple[Tensor, ...]) -> list[Computed]:
+    def _int32(self, numbers: list) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=self._device)
+
+    def _next_tokens(self, slices: list[Slice], hidden: tuple[Tensor, ...]) -> list[Computed]:
         """Sample for every slice that ends where its sequence does."""
-        which = [at for at, part in enumerate(packed) if part.wants_token]
+        which = [at for at, part in enumerate(slices) if part.wants_token]
         if not which:
-            return [Computed()] * len(packed)
+            return [Computed()] * len(slices)
         logits = self._logits(torch.stack([hidden[at][-1] for at in which])).float()  # (B, V)
-        seqs = [packed[at].seq for at in which]
+        seqs = [slices[at].seq for at in which]
         # A vocabulary padded for speed has ids that no text belongs to; they are never chosen.
         ids = sample(logits[:, : self._tokenizer.vocab_size], _settings(seqs)).tolist()
-        results = [Computed()] * len(packed)
+        results = [Computed()] * len(slices)
         for row, (at, seq, token_id) in enumerate(zip(which, seqs, ids, strict=True)):
             num_top = seq.params.logprobs
             logprob = None
@@ -168,10 +173,6 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     memory = np.zeros(num_bytes + line, dtype=np.uint8)
     start = -memory.ctypes.data % line
     return torch.from_numpy(memory[start : start + num_bytes]).view(dtype).view(shape)
-
-
-def _packing_key(part: Slice) -> tuple[bool, int]:
-    return part.num_tokens > 1, part.end
 
 
 def _settings(seqs: list[Sequence]) -> SamplingRows:

@@ -11,7 +11,7 @@ from llmlab.kernels import (
     linear_cross_entropy_triton,
     lora_triton,
     norm_triton,
-    packed_attention_triton,
+    paged_attention_triton,
     pointwise_triton,
     sample_triton,
 )
@@ -118,14 +118,14 @@ def test_int4():
 @pytest.mark.parametrize(
     ("D", "num_new"), [(64, 1), (128, 1), (128, 64), pytest.param(256, 1, marks=pytest.mark.slow)]
 )
-def test_packed_attention(D, num_new, is_int8):
+def test_paged_attention(D, num_new, is_int8):
     q, k = halves(8 * num_new, 8, D), halves(8 * num_new, 2, D)
     cache = torch.zeros(1024, 2, 2, D, dtype=torch.int8 if is_int8 else torch.bfloat16)
     scale = torch.zeros(1024, 2, 2) if is_int8 else None
     table, lens = torch.zeros(8, 64, dtype=torch.int32), torch.zeros(8, dtype=torch.int32)
     with built_for_hopper() as found:
-        packed_attention_triton.write_kv(cache, scale, torch.zeros(len(k)).long(), k, k)
-        packed_attention_triton.packed_attention(
+        paged_attention_triton.write_kv(cache, scale, torch.zeros(len(k)).long(), k, k)
+        paged_attention_triton.paged_attention(
             q, cache, scale, table, lens, torch.arange(9).int() * num_new, 16, 256, 0.1, 0, 0.0
         )
     assert len(found) == 3

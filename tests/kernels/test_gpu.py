@@ -14,7 +14,7 @@ from llmlab.kernels import (
     int8,
     linear_cross_entropy,
     norm,
-    packed_attention,
+    paged_attention,
     pointwise,
 )
 from llmlab.kernels.lora import add_lora_, add_lora_twin, group_by_adapter
@@ -173,7 +173,7 @@ def test_int4(rows, dtype):
 
 @pytest.mark.parametrize("split_len", [0, 256])
 @pytest.mark.parametrize("is_int8", [False, True])
-def test_packed_attention(is_int8, split_len, dtype):
+def test_paged_attention(is_int8, split_len, dtype):
     H, G, D, P = 8, 2, 128, 16
     new, total = [1, 1, 300, 17], [1, 3000, 700, 17]
     counts = [-(-length // P) for length in total]
@@ -186,13 +186,13 @@ def test_packed_attention(is_int8, split_len, dtype):
     scale = torch.zeros(slots, 2, G, device=DEVICE) if is_int8 else None
     everywhere = torch.arange(slots, device=DEVICE)
     k, v = rand(2, slots, G, D, dtype=dtype)
-    packed_attention.write_kv(cache, scale, everywhere, k, v)
+    paged_attention.write_kv(cache, scale, everywhere, k, v)
     q = rand(sum(new), H, D, dtype=dtype)
     cu = torch.tensor([0, *torch.tensor(new).cumsum(0)], dtype=torch.int32, device=DEVICE)
     lens = torch.tensor(total, dtype=torch.int32, device=DEVICE)
     arguments = q, cache, scale, table.contiguous(), lens, cu
-    found = packed_attention.packed_attention(*arguments, page_len=P, split_len=split_len)
-    expected = packed_attention.packed_attention_twin(*arguments, P, 0, D**-0.5, 0, 0.0)
+    found = paged_attention.paged_attention(*arguments, page_len=P, split_len=split_len)
+    expected = paged_attention.paged_attention_twin(*arguments, P, 0, D**-0.5, 0, 0.0)
     assert (found - expected).double().norm() / expected.double().norm() <= 4 * torch.finfo(
         dtype
     ).eps

@@ -1,133 +1,162 @@
-"""Paged attention against attention written out sequence by sequence in float64."""
-
-import math
-import random
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from llmlab.kernels.paged_attention import paged_attention, plan_attention, write_pages
+from llmlab.kernels.paged_attention import (
+    paged_attention,
+    paged_attention_twin,
+    write_kv,
+    write_kv_twin,
+)
+from tests.kernels.guards import WITH_AND_WITHOUT_INTERPRETER, error, guarded, inside_nan
 
-# (dtype, largest difference): bfloat16 rounds inputs and output to 8 bits of mantissa.
-TOLERANCES = [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)]
+pytestmark = WITH_AND_WITHOUT_INTERPRETER
 
-
-def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of the last T of S tokens: (H, T, D), (G, S, D) to (H, T, D), float64."""
-    H, T, D = q.shape
-    G, S, _ = k.shape
-    out = torch.empty(H, T, D, dtype=torch.float64)
-    for h in range(H):
-        for t in range(T):
-            seen = S - T + t + 1
-            keys, values = k[h // (H // G), :seen], v[h // (H // G), :seen]
-            scores = keys.double() @ q[h, t].double() / math.sqrt(D)
-            out[h, t] = torch.softmax(scores, 0) @ values.double()
-    return out
+NOWHERE = 10**6
+"""A page that does not exist, where the table has no page to name."""
 
 
-class Cache:
-    """A cache of shuffled pages, filled with what each sequence has computed so far."""
+class Pages:
+    """Sequences in a cache whose other places are NaN, or 127 with a NaN scale.
 
-    def __init__(self, contexts, *, G, D, page_len, dtype, neighbours=False):
-        generator = torch.Generator().manual_seed(sum(contexts))
-        num_pages = [-(-length // page_len) for length in contexts]
-        numbers = list(range(1, sum(num_pages) + 1))
-        if not neighbours:
-            random.Random(len(contexts)).shuffle(numbers)
-        self.tables = [[numbers.pop(0) for _ in range(count)] for count in num_pages]
-        self.full = [torch.randn(2, G, S, D, generator=generator).to(dtype) for S in contexts]
-        # What no token was written to is huge, so that attending to it shows.
-        self.kv = torch.full(((sum(num_pages) + 1) * page_len, 2, G, D), 1e4, dtype=dtype)
-        self.page_len, self.dtype = page_len, dtype
-        self.contexts, self.generator = contexts, generator
+    Args:
+        lens: new tokens and all tokens of each sequence.
+        G: key/value heads.
+        D: their width.
+        P: tokens a page.
+        is_int8: whether the cache is.
+    """
 
-    def attend(self, new_lens, H):
-        D = self.full[0].shape[-1]
-        plan = plan_attention(
-            new_lens, self.contexts, self.tables, page_len=self.page_len, dtype=self.dtype
-        )
-        for full, new_len, table in zip(self.full, new_lens, self.tables, strict=True):
-            for position in range(full.shape[2] - new_len):
-                slot = table[position // self.page_len] * self.page_len + position % self.page_len
-                self.kv[slot] = full[:, :, position]
-        new = torch.cat(
-            [full[:, :, -n:] for full, n in zip(self.full, new_lens, strict=True)], dim=2
-        )
-        q = torch.randn(1, H, sum(new_lens), D, generator=self.generator).to(self.dtype)
-        write_pages(self.kv, plan, new[None, 0], new[None, 1])
-        out = paged_attention(q, new[None, 0], new[None, 1], self.kv, plan)
-        assert out.shape == q.shape
-        assert out.dtype == q.dtype
-        expected, row = [], 0
-        for full, n in zip(self.full, new_lens, strict=True):
-            expected.append(naive(q[0, :, row : row + n], full[0], full[1]))
-            row += n
-        return out[0], torch.cat(expected, dim=1), plan
+    def __init__(self, lens, G, D, P, *, is_int8):
+        counts = [-(-total // P) for _, total in lens]
+        number = sum(counts) + 3
+        free = torch.randperm(number).tolist()
+        self.table = torch.full((len(lens), max(1, *counts)), NOWHERE, dtype=torch.int32)
+        empty = torch.full((number * P, 2, G, D), 127 if is_int8 else torch.nan)
+        self.cache = empty.to(torch.int8) if is_int8 else empty
+        self.scale = torch.full((number * P, 2, G), torch.nan) if is_int8 else None
+        for seq, (count, (_, total)) in enumerate(zip(counts, lens, strict=True)):
+            pages = [free.pop() for _ in range(count)]
+            self.table[seq, :count] = torch.tensor(pages, dtype=torch.int32)
+            at = torch.arange(total)
+            slots = self.table[seq].long()[at // P] * P + at % P
+            write_kv_twin(self.cache, self.scale, slots, *torch.randn(2, total, G, D))
+        new = torch.tensor([new for new, _ in lens])
+        self.cu_new = torch.cat((torch.zeros(1), new.cumsum(0))).int()
+        self.context_lens = torch.tensor([total for _, total in lens], dtype=torch.int32)
+        self.page_len = P
+
+    def arguments(self, q):
+        return q, self.cache, self.scale, self.table, self.context_lens, self.cu_new
 
 
-@pytest.mark.parametrize(("dtype", "atol"), TOLERANCES)
-@pytest.mark.parametrize("neighbours", [False, True])
+def check(lens, H, G, D, P, *, is_int8=False, split_len=0, dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    pages = Pages(lens, G, D, P, is_int8=is_int8)
+    if not is_int8:
+        pages.cache = pages.cache.to(dtype)
+    q = inside_nan(torch.randn(sum(new for new, _ in lens), H, D, dtype=dtype))
+    with guarded():
+        found = paged_attention(*pages.arguments(q), page_len=P, split_len=split_len, **options)
+    expected = paged_attention_twin(
+        *pages.arguments(q), P, 0, D**-0.5, options.get("window", 0), options.get("softcap", 0.0)
+    )
+    assert found.dtype == dtype
+    assert error(found, expected) <= (1e-6 if dtype == torch.float32 else 2e-3)
+    return found
+
+
+@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize("split_len", [0, 128])
 @pytest.mark.parametrize(
-    ("new_lens", "contexts"),
+    ("lens", "heads", "D", "P"),
     [
-        ([1], [1]),
-        ([1], [37]),
-        ([5], [5]),
-        ([5], [21]),
-        ([1, 1, 1], [1, 33, 16]),
-        ([1, 1], [3, 700]),  # too different to pad
-        ([1, 1, 7, 4, 1], [9, 17, 7, 20, 2]),
-        ([2, 1, 16], [2, 8, 32]),
+        ([(1, 1)], (2, 1), 16, 4),
+        ([(1, 5), (1, 300), (1, 17)], (4, 2), 16, 16),
+        ([(7, 7), (1, 40), (30, 190)], (3, 1), 16, 8),
+        ([(5, 20), (1, 33)], (9, 3), 40, 8),
+        ([(1, 129), (1, 128)], (4, 4), 64, 16),
+        ([(70, 70), (1, 1), (2, 260)], (2, 2), 16, 32),
     ],
 )
-def test_equals_naive_attention(new_lens, contexts, neighbours, dtype, atol):
-    cache = Cache(contexts, G=2, D=8, page_len=4, dtype=dtype, neighbours=neighbours)
-    got, expected, _ = cache.attend(new_lens, H=6)
-    assert (got.double() - expected).abs().max() < atol
+def test_prompts_and_single_tokens_are_those_of_the_twin(lens, heads, D, P, split_len, is_int8):
+    check(lens, heads[0], heads[1], D, P, is_int8=is_int8, split_len=split_len)
 
 
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_equals_naive_attention_on_any_shape(data):
-    group = data.draw(st.integers(1, 3))
-    G = data.draw(st.integers(1, 3))
-    D = data.draw(st.sampled_from([4, 8, 12]))
-    page_len = data.draw(st.integers(1, 9))
-    contexts = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=5))
-    new_lens = [data.draw(st.integers(1, length)) for length in contexts]
-    cache = Cache(contexts, G=G, D=D, page_len=page_len, dtype=torch.float32)
-    got, expected, _ = cache.attend(new_lens, H=G * group)
-    assert (got.double() - expected).abs().max() < 2e-5
-
-
-def test_decodes_of_similar_length_share_a_call_and_neighbouring_pages_are_not_copied():
-    plan = plan_attention(
-        [1, 1, 1, 3],
-        [300, 310, 2000, 9],
-        [list(range(0, 40, 2)), list(range(1, 41, 2)), list(range(41, 166)), [200]],
-        page_len=16,
-        dtype=torch.float32,
-    )
-    assert [span.num_seqs for span in plan.spans] == [2, 1, 1]
-    assert plan.spans[0].pages is not None
-    assert plan.spans[1].pages is None
-    assert plan.spans[1].first_slot == 41 * 16
-
-
+@pytest.mark.parametrize("split_len", [0, 128])
 @pytest.mark.parametrize(
-    ("new_lens", "contexts"), [([0], [4]), ([5], [4]), ([1], [9]), ([1, 1], [4])]
+    "options", [{"window": 1}, {"window": 9}, {"window": 200}, {"softcap": 2.0}]
 )
-def test_lengths_that_do_not_fit_are_refused(new_lens, contexts):
-    with pytest.raises(ValueError, match=r"new tokens of|shorter|longer"):
-        plan_attention(new_lens, contexts, [[0]], page_len=8, dtype=torch.float32)
+def test_options(options, split_len):
+    check([(1, 300), (20, 150)], 9, 3, 16, 16, split_len=split_len, **options)
 
 
-def test_shapes_that_do_not_fit_the_plan_are_refused():
-    plan = plan_attention([2], [2], [[0]], page_len=8, dtype=torch.float32)
-    kv = torch.zeros(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="plan of 2 tokens"):
-        paged_attention(torch.zeros(1, 4, 3, 4), kv, kv, torch.zeros(8, 2, 2, 4), plan)
+def test_half_precision():
+    check([(1, 40), (12, 30)], 4, 2, 64, 16, dtype=torch.float16)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_any_lengths_and_pages(data):
+    totals = data.draw(st.lists(st.integers(1, 150), min_size=1, max_size=5))
+    lens = [(data.draw(st.integers(1, min(total, 40))), total) for total in totals]
+    check(
+        lens, 4, 2, 16, data.draw(st.sampled_from([1, 3, 16])),
+        is_int8=data.draw(st.booleans()), split_len=data.draw(st.sampled_from([0, 128])),
+    )  # fmt: skip
+
+
+def test_sequences_with_nothing_new_are_left_out():
+    torch.manual_seed(0)
+    pages = Pages([(0, 20), (3, 9), (0, 5), (1, 17)], 1, 16, 4, is_int8=False)
+    q = torch.randn(4, 2, 16)
+    found = paged_attention(*pages.arguments(q), page_len=4)
+    expected = paged_attention_twin(*pages.arguments(q), 4, 0, 0.25, 0, 0.0)
+    assert error(found, expected) <= 1e-6
+
+
+def test_a_result_does_not_depend_on_the_other_sequences():
+    torch.manual_seed(0)
+    pages = Pages([(1, 300), (20, 150), (1, 40)], 2, 16, 16, is_int8=False)
+    q = torch.randn(22, 4, 16)
+    together = paged_attention(*pages.arguments(q), page_len=16, split_len=128)
+    for seq, (first, last) in enumerate(zip(pages.cu_new[:-1], pages.cu_new[1:], strict=True)):
+        length = int(last - first)
+        alone = paged_attention(
+            q[first:last], pages.cache, None, pages.table[seq : seq + 1],
+            pages.context_lens[seq : seq + 1], torch.tensor([0, length], dtype=torch.int32),
+            page_len=16, split_len=128,
+        )  # fmt: skip
+        torch.testing.assert_close(together[first:last], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize(("G", "D"), [(1, 16), (3, 40), (2, 64)])
+def test_writing_touches_its_slots_only(G, D, is_int8):
+    torch.manual_seed(0)
+    slots = torch.tensor([7, -1, 0, 12])
+    k, v = (inside_nan(torch.randn(4, G, D)) for _ in range(2))
+    k[0, 0] = 0  # a scale of zero
+    wide = torch.zeros(17, 2, G, D, dtype=torch.int8) if is_int8 else torch.full((17, 2, G, D), 5.0)
+    scale = torch.full((17, 2, G), 3.0) if is_int8 else None
+    found, found_scale = wide.clone(), None if scale is None else scale.clone()
+    write_kv(found[2:15], None if found_scale is None else found_scale[2:15], slots, k, v)
+    write_kv_twin(wide[2:15], None if scale is None else scale[2:15], slots, k, v)
+    assert torch.equal(found, wide)
+    if found_scale is not None and scale is not None:
+        assert torch.equal(found_scale, scale)
+
+
+def test_operators_are_what_pytorch_expects():
+    pages = Pages([(1, 9), (3, 7)], 1, 16, 4, is_int8=True)
+    q = torch.randn(4, 2, 16)
+    pages.table[pages.table == NOWHERE] = 0  # read nowhere, but traced
+    torch.library.opcheck(
+        torch.ops.llmlab.paged_attention.default, (*pages.arguments(q), 4, 0, 0.25, 0, 0.0)
+    )
+    k, v = torch.randn(2, 3, 1, 16)
+    cache, scale = torch.zeros(8, 2, 1, 16, dtype=torch.int8), torch.zeros(8, 2, 1)
+    torch.library.opcheck(
+        torch.ops.llmlab.write_kv.default, (cache, scale, torch.tensor([0, 3, 5]), k, v)
+    )

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.kernels.attention import attention, attention_twin
-from tests.kernels.interpreted.guards import error, guarded, inside_nan
+from tests.kernels.guards import error, guarded, inside_nan
 
 BOUNDS = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from llmlab.kernels import linear_cross_entropy as module
 from llmlab.kernels.linear_cross_entropy import cross_entropy_twin, linear_cross_entropy
-from tests.kernels.interpreted.guards import error, guarded
+from tests.kernels.guards import error, guarded
 
 BOUNDS = {torch.float32: 2e-6, torch.float64: 1e-13, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 

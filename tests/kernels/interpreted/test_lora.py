@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.kernels.lora import add_lora_, add_lora_twin, group_by_adapter
-from tests.kernels.interpreted.guards import error, guarded, inside_nan
+from tests.kernels.guards import error, guarded, inside_nan
 
 
 def check(adapter, L, R, I, O, dtype=torch.float32):  # noqa: E741

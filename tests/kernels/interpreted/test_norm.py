@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from llmlab.kernels.norm import add_rms_norm, rms_norm, rms_norm_twin
-from tests.kernels.interpreted.guards import error, guarded, inside_nan
+from tests.kernels.guards import error, guarded, inside_nan
 
 BOUNDS = {torch.float32: 2e-6, torch.float64: 1e-13, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 SHAPES = [(1, 3), (3, 5, 64), (7, 33), (130, 16), (2, 0, 8)]

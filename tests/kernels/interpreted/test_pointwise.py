@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from llmlab.kernels.pointwise import rotate, rotate_twin, swiglu, swiglu_twin
-from tests.kernels.interpreted.guards import error, guarded, inside_nan
+from tests.kernels.guards import error, guarded, inside_nan
 
 BOUNDS = {torch.float32: 2e-6, torch.float64: 1e-13, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 

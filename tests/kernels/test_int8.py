@@ -9,7 +9,9 @@ from llmlab.kernels.int8 import (
     w8a16_linear,
     w8a16_linear_twin,
 )
-from tests.kernels.interpreted.guards import error, guarded, inside_nan
+from tests.kernels.guards import WITH_AND_WITHOUT_INTERPRETER, error, guarded, inside_nan
+
+pytestmark = WITH_AND_WITHOUT_INTERPRETER
 
 SHAPES = [(1, 1, 1), (1, 576, 70), (5, 33, 17), (37, 90, 200), (70, 130, 40), (0, 8, 8)]
 """M, K, N."""

@@ -18,7 +18,7 @@ _ROWS_OF_PROMPTS = 64
 """Rows of a product (tokens times heads of a group) where sequences have many new tokens."""
 
 
-def packed_attention(
+def paged_attention(
     q: Tensor,
     cache: Tensor,
     kv_scale: Tensor | None,
@@ -31,7 +31,7 @@ def packed_attention(
     window: int,
     softcap: float,
 ) -> Tensor:
-    """Launch; see packed_attention.py."""
+    """Launch; see paged_attention.py."""
     (N, H, D), G = q.shape, cache.shape[2]
     num_seqs, group = len(context_lens), H // G
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -45,7 +45,7 @@ def packed_attention(
     if splits > 1:
         partial = torch.empty(N, H, splits, D, dtype=torch.float32, device=q.device)
         lse = torch.empty(N, H, splits, dtype=torch.float32, device=q.device)
-    _packed_attention_kernel[(N // tokens + num_seqs, G, splits)](
+    _paged_attention_kernel[(N // tokens + num_seqs, G, splits)](
         q, cache, kv_scale, page_table, context_lens, cu_new, partial, lse, num_seqs,
         page_table.stride(0), page_len, split_len if splits > 1 else longest, scale, window,
         softcap, q.stride(0), q.stride(1), q.stride(2), cache.stride(0), cache.stride(1),
@@ -63,7 +63,7 @@ def packed_attention(
 
 
 def write_kv(cache: Tensor, kv_scale: Tensor | None, slots: Tensor, k: Tensor, v: Tensor) -> None:
-    """Launch; see packed_attention.py."""
+    """Launch; see paged_attention.py."""
     N, G, D = k.shape
     _write_kv_kernel[(N,)](
         cache, kv_scale, slots, k, v, *cache.stride()[:3], *k.stride(), *v.stride(),
@@ -79,7 +79,7 @@ def _scales(kv_scale_ptr, slot, number, is_key, G: tl.constexpr):
 
 
 @triton.jit
-def _packed_attention_kernel(
+def _paged_attention_kernel(
     q_ptr, cache_ptr, kv_scale_ptr, page_table, context_lens, cu_new, out_ptr, lse_ptr, num_seqs,
     table_row, page_len, split_len, scale, window, softcap, q_t, q_h, q_d, c_slot, c_kv, c_g,
     H, splits,

@@ -6,8 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor
+
+from llmlab.kernels.op import INTERPRETED
+
+WITH_AND_WITHOUT_INTERPRETER = [pytest.mark.interpreter] if INTERPRETED else []
+"""Marks tests of what is C++ on a CPU, and Triton under its interpreter: `pytestmark` of a file."""
 
 _BAND = 4096
 """Elements before and behind."""
@@ -34,8 +40,8 @@ def guarded() -> Iterator[None]:
         made.append(whole)
         return inside.view(shape)
 
-    def empty_like(x: Tensor, **_: object) -> Tensor:
-        return empty(*x.shape, dtype=x.dtype, device=x.device)
+    def empty_like(x: Tensor, *, dtype: torch.dtype | None = None, **_: object) -> Tensor:
+        return empty(*x.shape, dtype=dtype or x.dtype, device=x.device)
 
     with patch("torch.empty", empty), patch("torch.empty_like", empty_like):
         yield
