@@ -13,17 +13,9 @@ from torch import Tensor
 
 from llmlab.kernels.common_triton import accumulator
 from llmlab.kernels.precision import wide_dtype
+from llmlab.kernels.tiles import tile
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-# (block of queries, block of keys, warps, stages) by head dimension rounded up to a power of two.
-_FORWARD = {16: (128, 64, 4, 3), 32: (128, 64, 4, 3), 64: (128, 128, 8, 3), 128: (128, 128, 8, 2),
-            256: (64, 64, 8, 2)}  # fmt: skip
-_QUERIES = {16: (128, 64, 4, 2), 32: (128, 64, 4, 2), 64: (128, 64, 8, 2), 128: (128, 64, 8, 2),
-            256: (64, 32, 8, 2)}  # fmt: skip
-_KEYS = {16: (64, 128, 4, 2), 32: (64, 64, 4, 2), 64: (128, 64, 8, 2), 128: (64, 64, 8, 2),
-         256: (32, 64, 8, 1)}  # fmt: skip
 
 
 def attention_forward(
@@ -41,7 +33,7 @@ def attention_forward(
     q, k, v = (_with_dense_heads(x) for x in (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, H, T, dtype=wide, device=q.device)
-    BM, BN, num_warps, num_stages = _blocks(_FORWARD, D, T)
+    BM, BN, num_warps, num_stages = _blocks("attention_forward", q)
     num_seqs = B if cu_seqlens is None else len(cu_seqlens) - 1
     _forward_kernel[(triton.cdiv(T, BM), num_seqs * H)](
         q, k, v, out, lse, cu_seqlens, T, H, scale, window, softcap,
@@ -73,12 +65,12 @@ def attention_backward(
     constants = _constants(D, lse.dtype, cu_seqlens, causal, window, softcap)
     options = (cu_seqlens, T, H, scale, window, softcap)
     num_seqs = B if cu_seqlens is None else len(cu_seqlens) - 1
-    BM, BN, num_warps, num_stages = _blocks(_QUERIES, D, T)
+    BM, BN, num_warps, num_stages = _blocks("attention_backward_queries", q)
     _backward_queries_kernel[(triton.cdiv(T, BM), num_seqs * H)](
         q, k, v, out, d_out, lse, delta, d_q, *options, *_strides(q, k, v, out, d_out, d_q),
         GROUP=H // G, BM=BM, BN=BN, num_warps=num_warps, num_stages=num_stages, **constants,
     )  # fmt: skip
-    BM, BN, num_warps, num_stages = _blocks(_KEYS, D, T)
+    BM, BN, num_warps, num_stages = _blocks("attention_backward_keys", q)
     _backward_keys_kernel[(triton.cdiv(T, BN), num_seqs * G)](
         q, k, v, d_out, lse, delta, d_k, d_v, *options, *_strides(q, k, v, d_out, d_k, d_v),
         GROUP=H // G, BM=BM, BN=BN, num_warps=num_warps, num_stages=num_stages, **constants,
@@ -86,10 +78,10 @@ def attention_backward(
     return d_q, d_k, d_v
 
 
-def _blocks(table: dict[int, tuple[int, int, int, int]], D: int, T: int) -> tuple[int, ...]:
+def _blocks(op: str, q: Tensor) -> tuple[int, ...]:
     """Return blocks of queries and keys no longer than needed, warps and stages."""
-    BM, BN, num_warps, num_stages = table[max(16, triton.next_power_of_2(D))]
-    longest = max(16, triton.next_power_of_2(T))
+    BM, BN, num_warps, num_stages = tile(op, q, max(16, triton.next_power_of_2(q.shape[3])))
+    longest = max(16, triton.next_power_of_2(q.shape[2]))
     return min(BM, longest), min(BN, longest), num_warps, num_stages
 
 

@@ -9,9 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_COLUMNS = 64
-_MOST_BYTES = 64
-"""Bytes of a row that a step reads; products want at least 16."""
+from llmlab.kernels.tiles import tile
 
 
 def w4a16_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
@@ -22,10 +20,11 @@ def w4a16_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
         return out
     group_bytes = K // scale.shape[1] // 2
     BM = max(16, min(64, triton.next_power_of_2(M)))
-    _w4a16_kernel[(triton.cdiv(M, BM), triton.cdiv(N, _COLUMNS))](
+    BN, most_bytes, num_warps = tile("w4a16", x)  # block of columns, bytes of a row a step reads
+    _w4a16_kernel[(triton.cdiv(M, BM), triton.cdiv(N, BN))](
         x, packed, scale, out, M, N, scale.shape[1], *x.stride(), packed.stride(0), scale.stride(0),
-        GROUP_BYTES=group_bytes, BM=BM, BN=_COLUMNS,
-        BYTES=max(16, min(_MOST_BYTES, triton.next_power_of_2(group_bytes))), num_warps=4,
+        GROUP_BYTES=group_bytes, BM=BM, BN=BN,
+        BYTES=max(16, min(most_bytes, triton.next_power_of_2(group_bytes))), num_warps=num_warps,
     )  # fmt: skip
     return out
 

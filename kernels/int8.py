@@ -2,7 +2,7 @@
 
 Few rows of activations: the weights are what takes time, so only they are int8 (W8A16). Many rows:
 products take the time, so the activations are rounded to int8 as well, a scale for each row
-(W8A8). Source: arXiv:2208.07339, without outliers. Not here: which of the two a layer takes.
+(W8A8); `int8_linear` chooses. Source: arXiv:2208.07339, without outliers.
 """
 
 import torch
@@ -11,6 +11,31 @@ from torch import Tensor
 from llmlab.kernels.op import define
 
 _LARGEST = 127
+
+_FEW_ROWS = {"cpu": 4, "cuda": 16}
+"""Rows up to which W8A16 is at least as fast as W8A8: on a CPU measured (`llmlab bench kernels`),
+on a GPU presumed, for tensor cores take at least 16 rows."""
+
+
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply by int8 weights, rounding the activations to int8 too when they are many rows.
+
+    Args:
+        x: (..., K).
+        weight: (N, K), int8, from `quantize_rows`.
+        scale: (N,), float32.
+        bias: (N,), or None.
+
+    Returns:
+        (..., N), dtype of x.
+    """
+    rows = x.reshape(-1, x.shape[-1])  # (M, K)
+    if len(rows) <= _FEW_ROWS.get(x.device.type, 0):
+        out = w8a16_linear(rows, weight, scale)
+    else:
+        out = w8a8_linear(*quantize_rows(rows), weight, scale, x.dtype)
+    out = out.view(*x.shape[:-1], len(weight))
+    return out if bias is None else out + bias
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from llmlab.kernels.common_triton import int8_scale, num_cores, round_to_int8, warps_of_row
+from llmlab.kernels.tiles import tile
 
-_W8A8 = (128, 256, 128, 8, 3)
-"""Block of rows, of columns, of K, warps, stages."""
-_W8A8_FEW_ROWS = (64, 128, 128, 4, 4)
-_W8A16 = (64, 256, 4, 4)
-"""Block of columns, of K, warps, stages."""
 _MOST_SPLITS = 16
 
 
@@ -39,7 +35,8 @@ def w8a8_linear(
     """Launch; see int8.py."""
     (M, K), N = x.shape, len(weight)
     out = torch.empty(M, N, dtype=dtype, device=x.device)
-    BM, BN, BK, num_warps, num_stages = _W8A8 if M > 256 else _W8A8_FEW_ROWS
+    op = "w8a8" if M > 256 else "w8a8_few_rows"
+    BM, BN, BK, num_warps, num_stages = tile(op, x)  # blocks of rows, of columns, of K
     _w8a8_kernel[(triton.cdiv(M, BM) * triton.cdiv(N, BN),)](
         x, x_scale, weight, scale, out, M, N, K, x.stride(0), weight.stride(0),
         BM=BM, BN=BN, BK=BK, WHOLE=K % BK == 0, num_warps=num_warps, num_stages=num_stages,
@@ -53,7 +50,7 @@ def w8a16_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     out = torch.empty(M, N, dtype=x.dtype, device=x.device)
     if not out.numel():
         return out
-    BN, BK, num_warps, num_stages = _W8A16
+    BN, BK, num_warps, num_stages = tile("w8a16", x)  # blocks of columns, of K
     BM = max(16, min(64, triton.next_power_of_2(M)))
     tiles = triton.cdiv(M, BM) * triton.cdiv(N, BN)
     splits = min(_MOST_SPLITS, triton.cdiv(K, BK), max(1, 2 * num_cores(x.device) // tiles))

@@ -27,12 +27,23 @@ def w8a8_linear(
     x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """Run; see int8.py."""
+    (M, K), N = x.shape, len(weight)
+    if M <= _FEW_ROWS:
+        function = native_function("w8a8_linear", dtype, "pppppiii")
+        if function is None or not weight.is_contiguous():
+            return NotImplemented
+        x, out = x.contiguous(), torch.empty(M, N, dtype=dtype, device=x.device)
+        function(
+            out.data_ptr(), x.data_ptr(), x_scale.data_ptr(), weight.data_ptr(), scale.data_ptr(),
+            M, N, K,
+        )  # fmt: skip
+        return out
     function = native_function("rescale", dtype, "ppppii")
     if function is None:
         return NotImplemented
     sums = torch._int_mm(x, weight.t())  # (M, N), int32
     out = torch.empty_like(sums, dtype=dtype)
-    function(out.data_ptr(), sums.data_ptr(), x_scale.data_ptr(), scale.data_ptr(), *sums.shape)
+    function(out.data_ptr(), sums.data_ptr(), x_scale.data_ptr(), scale.data_ptr(), M, N)
     return out
 
 

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmlab.kernels.common_triton import int8_scale, owner_of_tile, round_to_int8
+from llmlab.kernels.tiles import tile
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _ROWS_OF_PROMPTS = 64
@@ -40,7 +41,8 @@ def paged_attention(
     tokens = BM // group
     longest = page_table.shape[1] * page_len
     splits = triton.cdiv(longest, split_len) if split_len else 1
-    BD, BN = max(16, triton.next_power_of_2(D)), 32 if D > 128 else 64
+    BD = max(16, triton.next_power_of_2(D))
+    BN, num_warps, num_stages = tile("paged_attention", q, BD)  # block of keys
     partial = lse = out
     if splits > 1:
         partial = torch.empty(N, H, splits, D, dtype=torch.float32, device=q.device)
@@ -52,7 +54,7 @@ def paged_attention(
         cache.stride(2), H, splits, GROUP=group, G=G, D=D, BD=BD, BM=BM, BN=BN, TOKENS=tokens,
         SEARCH=max(1, num_seqs.bit_length()), INT8=cache.dtype == torch.int8,
         WINDOWED=window > 0, CAPPED=softcap > 0, SPLIT=splits > 1,
-        num_warps=4, num_stages=3,
+        num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     if splits > 1:
         _merge_kernel[(N, H)](

@@ -2,8 +2,8 @@
 //
 // Few rows of activations: reading the weights is what takes time, so each is read once, widened to
 // float32 in a register and multiplied by every row. A sum depends on its own rows alone: LANES
-// partial sums over k, added in order. Many rows of int8 are PyTorch's (_int_mm); here is what comes
-// before and after.
+// partial sums over k, added in order. Int8 rows have a few more rows in them before the products
+// take longer; from there on they are PyTorch's (_int_mm), and here is what comes before and after.
 
 #include "lanes.h"
 
@@ -120,6 +120,63 @@ void linear_int4(Number* out, const Number* x, const uint8_t* packed, const floa
     linear(out, wide.data(), Int4Weight{packed, scale, K, num_groups}, M, N);
 }
 
+// Sums of products of NUM_ROWS rows of x, to which 128 was added, and a row of weights.
+template <int NUM_ROWS>
+inline void dot_int8(const uint8_t* x, const int8_t* weight, int K, int32_t* sums) {
+    int32_t weights = 0;
+    int k = 0;
+    for (int row = 0; row < NUM_ROWS; ++row) sums[row] = 0;
+#if defined(__AVX512VNNI__)
+    __m512i partial[NUM_ROWS] = {}, total = {};
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (; k + 64 <= K; k += 64) {
+        __builtin_prefetch(weight + k + AHEAD);
+        const __m512i numbers = load_raw<__m512i>(weight + k);
+        total = _mm512_dpbusd_epi32(total, ones, numbers);
+        for (int row = 0; row < NUM_ROWS; ++row)
+            partial[row] = _mm512_dpbusd_epi32(
+                partial[row], load_raw<__m512i>(x + size_t(row) * K + k), numbers);
+    }
+    weights = _mm512_reduce_add_epi32(total);
+    for (int row = 0; row < NUM_ROWS; ++row) sums[row] = _mm512_reduce_add_epi32(partial[row]);
+#endif
+    for (; k < K; ++k) {
+        weights += weight[k];
+        for (int row = 0; row < NUM_ROWS; ++row) sums[row] += x[size_t(row) * K + k] * weight[k];
+    }
+    for (int row = 0; row < NUM_ROWS; ++row) sums[row] -= 128 * weights;
+}
+
+template <int NUM_ROWS, typename Number>
+void some_int8_rows(Number* out, const uint8_t* x, const float* x_scale, const int8_t* weight,
+                    const float* scale, int N, int K) {
+#pragma omp parallel for schedule(static)
+    for (int output = 0; output < N; ++output) {
+        int32_t sums[NUM_ROWS];
+        dot_int8<NUM_ROWS>(x, weight + size_t(output) * K, K, sums);
+        for (int row = 0; row < NUM_ROWS; ++row)
+            from_float(sums[row] * x_scale[row] * scale[output], out + size_t(row) * N + output);
+    }
+}
+
+template <typename Number>
+void linear_int8_rows(Number* out, const int8_t* x, const float* x_scale, const int8_t* weight,
+                      const float* scale, int M, int N, int K) {
+    std::vector<uint8_t> shifted(size_t(M) * K);
+    for (size_t at = 0; at < shifted.size(); ++at) shifted[at] = uint8_t(x[at] + 128);
+    int row = 0;
+    const auto several = [&](auto count) {
+        constexpr int NUM_ROWS = decltype(count)::value;
+        for (; row + NUM_ROWS <= M; row += NUM_ROWS)
+            some_int8_rows<NUM_ROWS>(out + size_t(row) * N, shifted.data() + size_t(row) * K,
+                                     x_scale + row, weight, scale, N, K);
+    };
+    several(std::integral_constant<int, 16>());
+    several(std::integral_constant<int, 8>());
+    several(std::integral_constant<int, 4>());
+    several(std::integral_constant<int, 1>());
+}
+
 template <typename Number>
 void quantize(int8_t* out, float* scale, const Number* x, int M, int K) {
 #pragma omp parallel for if (size_t(M) * K > 32768)
@@ -153,6 +210,11 @@ void rescale(Number* out, const int32_t* sums, const float* row_scale, const flo
     extern "C" void quantize_rows_##NAME(int8_t* out, float* scale, const NUMBER* x, int M,      \
                                          int K) {                                                \
         quantize(out, scale, x, M, K);                                                           \
+    }                                                                                            \
+    extern "C" void w8a8_linear_##NAME(NUMBER* out, const int8_t* x, const float* x_scale,       \
+                                       const int8_t* weight, const float* scale, int M, int N,   \
+                                       int K) {                                                  \
+        linear_int8_rows(out, x, x_scale, weight, scale, M, N, K);                               \
     }                                                                                            \
     extern "C" void rescale_##NAME(NUMBER* out, const int32_t* sums, const float* row_scale,     \
                                    const float* scale, int M, int N) {                           \

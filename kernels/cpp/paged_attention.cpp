@@ -17,6 +17,8 @@ namespace {
 constexpr int ROWS = 48;
 constexpr int KEYS = 64;
 constexpr int BLOCK = 512;
+constexpr int FETCHED = 8;  // cache lines at a time
+constexpr int MANY = 1 << 20;
 constexpr float LOG2_E = 1.44269504f;
 
 struct Shape {
@@ -72,14 +74,39 @@ struct Softmax {
     }
 };
 
+// Has the processor fetch memory long before it is read, a few cache lines at a time: all heads of
+// the positions from `key` to `end`.
+struct Ahead {
+    const char* cache;
+    const int32_t* pages;
+    size_t row_bytes;
+    int page_len, key, end;
+    const char *line = nullptr, *row_end = nullptr;
+
+    void fetch(int num_lines) {
+        for (; num_lines > 0; --num_lines, line += 64) {
+            if (line >= row_end) {
+                if (key >= end) return;
+                const size_t place = size_t(pages[key / page_len]) * page_len + key % page_len;
+                line = cache + place * row_bytes;
+                row_end = line + row_bytes;
+                ++key;
+            }
+            __builtin_prefetch(line);
+        }
+    }
+};
+
 // What one thread works in.
 template <typename Stored>
 struct Workspace {
     Floats queries, scores, keys, block, result;
     std::vector<Stored> padded;      // a head's keys and values where a row is no whole vectors
     const Stored* positions[KEYS];   // of the tile: where all heads of a position begin
+    size_t scale_at[KEYS];           // and their scales
     const Stored* key_rows[KEYS];    // of one head of the tile
     const Stored* value_rows[KEYS];
+    float key_scale[KEYS], value_scale[KEYS];  // of one head of the tile; with int8 only
 
     Workspace(int rows, int G, int width)
         : queries(G * rows * width), scores(rows * KEYS), keys(width * KEYS),
@@ -155,8 +182,18 @@ struct Attention {
         return place * 2 * shape.G;
     }
 
+    Ahead ahead(const Task& task, int from, int end) const {
+        const size_t row_bytes = 2 * shape.G * shape.D * sizeof(Stored);
+        return {reinterpret_cast<const char*>(cache),
+                page_table + size_t(task.seq) * shape.most_pages,
+                row_bytes,
+                shape.page_len,
+                from,
+                std::min(from + KEYS, end)};
+    }
+
     // Finds the rows of one head's keys and values; what pads the tile is a row of zeros.
-    void find_rows(int g, int count, Workspace<Stored>& space) const {
+    void find_head(int g, int count, Workspace<Stored>& space) const {
         const int width = this->width(), D = shape.D;
         Stored* copy = space.padded.data();
         const Stored* zeros = copy + 2 * KEYS * width;
@@ -165,6 +202,11 @@ struct Attention {
             const Stored* row = space.positions[key];
             space.key_rows[key] = is_padding ? zeros : row + g * D;
             space.value_rows[key] = is_padding ? zeros : row + (shape.G + g) * D;
+            if (kv_scale) {
+                const float* scales = is_padding ? nullptr : kv_scale + space.scale_at[key];
+                space.key_scale[key] = is_padding ? 0 : scales[g];
+                space.value_scale[key] = is_padding ? 0 : scales[shape.G + g];
+            }
             if (width == D || is_padding) continue;
             std::copy_n(space.key_rows[key], D, copy + key * width);
             std::copy_n(space.value_rows[key], D, copy + (KEYS + key) * width);
@@ -174,13 +216,14 @@ struct Attention {
     }
 
     // keys[d][key] as float32, for a tile.
-    void transpose_keys(int count, Workspace<Stored>& space) const {
+    void transpose_keys(int count, Workspace<Stored>& space, Ahead& next) const {
         constexpr int PER_WORD = 4 / sizeof(Stored);
         for (int key = 0; key < count; key += LANES)
             for (int d = 0; d < width(); d += LANES * PER_WORD) {
                 Words rows[LANES];
                 for (int row = 0; row < LANES; ++row)
                     rows[row] = load_raw<Words>(space.key_rows[key + row] + d);
+                next.fetch(FETCHED);
                 transpose(rows);
                 float* to = space.keys.data() + d * KEYS + key;
                 for (int row = 0; row < LANES; ++row, to += PER_WORD * KEYS) {
@@ -195,9 +238,10 @@ struct Attention {
     }
 
     // Scores of a tile, log2 e times, in space.scores; -inf where a row does not see a key.
-    void score(const Task& task, int g, int from, int count, Workspace<Stored>& space) const {
+    void score(const Task& task, int g, int from, int count, Workspace<Stored>& space,
+               Ahead& next) const {
         const int width = this->width(), padded = round_up(count, LANES);
-        transpose_keys(padded, space);
+        transpose_keys(padded, space, next);
         float* scores = space.scores.data();
         const float* keys = space.keys.data();
         std::fill(scores, scores + task.num_rows * KEYS, 0.0f);
@@ -206,7 +250,7 @@ struct Attention {
                  padded);
         for (int row = 0; row < task.num_rows; ++row) {
             float* line = scores + row * KEYS;
-            if (kv_scale) rescale(line, g, count, space);
+            if (kv_scale) rescale(line, space.key_scale);
             if (shape.softcap)
                 for (int key = 0; key < padded; key += LANES)
                     store(line + key, cap(load(line + key)));
@@ -216,10 +260,9 @@ struct Attention {
         }
     }
 
-    // Multiplies what belongs to the keys (offset g) or values (G + g) of a tile by their scales.
-    void rescale(float* line, int offset, int count, const Workspace<Stored>& space) const {
-        for (int key = 0; key < count; ++key)
-            line[key] *= kv_scale[(space.positions[key] - cache) / shape.D + offset];
+    static void rescale(float* line, const float* scale) {
+        for (int key = 0; key < KEYS; key += LANES)
+            store(line + key, load(line + key) * load(scale + key));
     }
 
     // softcap * tanh(x / softcap) * log2 e
@@ -232,10 +275,10 @@ struct Attention {
     }
 
     void attend(const Task& task, int g, int from, int count, Softmax& block,
-                Workspace<Stored>& space) const {
+                Workspace<Stored>& space, Ahead& next) const {
         const int width = this->width(), padded = round_up(count, LANES);
-        find_rows(g, count, space);
-        score(task, g, from, count, space);
+        find_head(g, count, space);
+        score(task, g, from, count, space, next);
         for (int row = 0; row < task.num_rows; ++row) {
             float* line = space.scores.data() + row * KEYS;
             const int at = g * task.num_rows + row;
@@ -259,9 +302,13 @@ struct Attention {
             block.top[at] = top;
             block.total[at] = block.total[at] * shrink + sum(totals);
             for (int d = 0; d < width; ++d) block.values[at * width + d] *= shrink;
-            if (kv_scale) rescale(line, shape.G + g, count, space);
+            if (kv_scale) rescale(line, space.value_scale);
         }
-        multiply(space.scores.data(), KEYS, [&](int key) { return space.value_rows[key]; },
+        const auto values = [&](int key) {
+            next.fetch(1);
+            return space.value_rows[key];
+        };
+        multiply(space.scores.data(), KEYS, values,
                  block.values + g * task.num_rows * width, width, task.num_rows, count, width);
     }
 
@@ -275,6 +322,7 @@ struct Attention {
         }
         const int seen = position(task.seq, task.first_row + rows - 1) + 1;
         const int unseen = first_seen(position(task.seq, task.first_row));
+        ahead(task, std::max(task.first_block * BLOCK, unseen / KEYS * KEYS), seen).fetch(MANY);
         Softmax result(task.place == DIRECT ? space.result.data() : waiting + task.place,
                        shape.G * rows, width);
         result.clear();
@@ -285,9 +333,12 @@ struct Attention {
             for (int from = std::max(block * BLOCK, unseen / KEYS * KEYS); from < end;
                  from += KEYS) {
                 const int count = std::min(KEYS, end - from);
-                for (int key = 0; key < count; ++key)
-                    space.positions[key] = cache + row_of(task, from + key) * shape.D;
-                for (int g = 0; g < shape.G; ++g) attend(task, g, from, count, part, space);
+                for (int key = 0; key < count; ++key) {
+                    space.scale_at[key] = row_of(task, from + key);
+                    space.positions[key] = cache + space.scale_at[key] * shape.D;
+                }
+                Ahead next = ahead(task, from + count, end);
+                for (int g = 0; g < shape.G; ++g) attend(task, g, from, count, part, space, next);
             }
             result.merge(part);
         }

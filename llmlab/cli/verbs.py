@@ -118,4 +118,9 @@ VERBS: dict[str, Verb] = {
         "llmlab.cli.rag:ask",
         "answer a question from an index, with citations",
     ),
+    "bench kernels": Verb(
+        "llmlab.kernels.bench.config:BenchKernelsConfig",
+        "llmlab.cli.bench:kernels",
+        "time the kernels beside PyTorch's own, on a CPU or a GPU",
+    ),
 }

@@ -1,4 +1,4 @@
-"""Compile kernels for a GPU that is not there: what a launcher would launch, for Hopper.
+"""Compile kernels for a GPU that is not there: what a launcher would launch.
 
 Triton's wheel brings NVIDIA's assembler. Registers that do not fit, shared memory that overflows
 and products that miss the tensor cores show without a GPU.
@@ -21,8 +21,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-HOPPER = GPUTarget("cuda", 90, 32)
-SHARED_BYTES = 227 * 1024
+from llmlab.kernels import tiles
+
+SHARED_BYTES = {90: 227 * 1024, 80: 163 * 1024}
+"""Most shared memory of a block by compute capability: Hopper's and Ampere's (A100)."""
+
 _TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int8: "*i8",
     torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64",
@@ -48,8 +51,9 @@ class Built:
 
 
 @contextlib.contextmanager
-def built_for_hopper() -> Iterator[list[Built]]:
-    """Compile every kernel that is launched inside, instead of running it."""
+def built_for(capability: int) -> Iterator[list[Built]]:
+    """Compile what is launched inside, instead of running it, with that GPU's tiles."""
+    target = GPUTarget("cuda", capability, 32)
     found: list[Built] = []
 
     def run(
@@ -59,7 +63,7 @@ def built_for_hopper() -> Iterator[list[Built]]:
         values = dict(zip(self.arg_names, arguments, strict=False)) | named
         options = {"num_warps": num_warps, "num_stages": num_stages}
         source = ASTSource(self, *_specialised(self, values))
-        kernel = triton.compile(source, target=HOPPER, options=options)
+        kernel = triton.compile(source, target=target, options=options)
         ptx = kernel.asm["ptx"]
         found.append(
             Built(
@@ -71,7 +75,10 @@ def built_for_hopper() -> Iterator[list[Built]]:
             )
         )
 
-    with patch.object(JITFunction, "run", run):
+    with (
+        patch.object(JITFunction, "run", run),
+        patch.object(tiles, "device_name", lambda device: f"sm_{capability}"),
+    ):
         yield found
 
 

@@ -1,0 +1,1 @@
+"""How fast the operators are here, beside PyTorch's: `python -m llmlab.kernels.bench --help`."""
