@@ -42,7 +42,7 @@ SCHEMES: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
         "bfloat16",
         lambda model: quantize_(model, "int8-dynamic"),
     ),
-    "int4 weights (W4A16, groups of 64)": ("bfloat16", lambda model: quantize_(model, "int4")),
+    "int4 weights (W4A16, groups of 32)": ("bfloat16", lambda model: quantize_(model, "int4")),
     "bfloat16, int8 keys and values": ("int8", lambda model: None),
 }
 """Name: the dtype of keys and values, and what is done to the model."""

@@ -1,6 +1,6 @@
 """Linear layers that keep their weights as int8 or int4, and `quantize_`, which makes them.
 
-Weights are rounded to the nearest, without data: int8 with a scale for each row, int4 with one for
+Weights are rounded without data to see: int8 with a scale for each row, int4 with one for
 each group of a row. Embeddings, norms and what is skipped stay as they are. Gradients flow to the
 activations, not to the weights. Not here: files.
 """
@@ -20,7 +20,7 @@ Scheme = Literal["int8", "int8-dynamic", "int4"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
-GROUP_SIZE = 64
+GROUP_SIZE = 32
 """Weights that share a scale in int4."""
 
 

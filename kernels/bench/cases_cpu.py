@@ -66,7 +66,7 @@ def _linear(K: int, N: int, copies: int) -> Iterator[Case]:
                     "packed bf16": lambda i, x=x: packed[i % copies](x),
                     "int8_linear": lambda i, x=x: int8_linear(x, *int8[i % copies]),
                 },
-                num_bytes=N * K // 2 + 4 * N * K // 64 + 2 * M * (N + K),
+                num_bytes=N * K // 2 + 4 * N * K // 32 + 2 * M * (N + K),
             )
 
 

@@ -265,7 +265,7 @@ class CudaCases:
             f"M=1 K={K} N={N}",
             lambda _: w4a16_linear(x, packed, scale),
             {"F.linear bf16": lambda _: F.linear(x, plain)},
-            num_bytes=N * K // 2 + 4 * N * K // 64 + 2 * (N + K),
+            num_bytes=N * K // 2 + 4 * N * K // 32 + 2 * (N + K),
         )
 
     def _sampling(self) -> Case:

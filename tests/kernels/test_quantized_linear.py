@@ -6,8 +6,8 @@ from llmlab.kernels.int4 import dequantize_groups
 from llmlab.kernels.quantized_linear import Int4Linear, Int8Linear, quantize_
 from tests.kernels.guards import error
 
-BOUNDS = {"int8": 0.01, "int8-dynamic": 0.02, "int4": 0.15}
-"""Of the relative error: int8 rounds normal weights by about 0.8 %, int4 by about 11 %."""
+BOUNDS = {"int8": 0.01, "int8-dynamic": 0.02, "int4": 0.11}
+"""Of the relative error: int8 rounds normal weights by about 0.8 %, int4 by about 8 %."""
 
 
 class Network(nn.Module):
@@ -63,7 +63,7 @@ def test_the_head_and_what_is_named_stay():
     assert type(model.body[0]) is Int4Linear
     assert type(model.body[2]) is nn.Linear
     assert sum(x.numel() * x.element_size() for x in model.body[0].buffers()) == (
-        128 * 192 // 2 + 4 * 2 * 192
+        128 * 192 // 2 + 4 * 4 * 192
     )
 
 
@@ -72,7 +72,7 @@ def test_bad_arguments_change_nothing():
     with pytest.raises(ValueError, match="scheme='int3'; it must be int8, int8-dynamic or int4"):
         quantize_(model, "int3")  # pyrefly: ignore
     odd = nn.Sequential(nn.Linear(128, 100), nn.Linear(100, 4))
-    with pytest.raises(ValueError, match="1 has rows of 100, no multiple of 64 as int4 wants"):
+    with pytest.raises(ValueError, match="1 has rows of 100, no multiple of 32 as int4 wants"):
         quantize_(odd, "int4")
     assert type(odd[0]) is nn.Linear
 
