@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernel_tables import kernel_table, quantization_table
 from benchmarks.rows import read_rows
 from benchmarks.tokenizer_tables import speed_table, study_table
 from benchmarks.training_tables import hour_paragraph, scaling_paragraph, training_table
@@ -37,6 +38,8 @@ def measured() -> str:
         training_table(),
         scaling_paragraph(),
         hour_paragraph(),
+        kernel_table(),
+        quantization_table(),
         _cranfield(),
     ]
     return "\n".join(line for section in sections for line in (*section, ""))

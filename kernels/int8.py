@@ -12,9 +12,11 @@ from llmlab.kernels.op import define
 
 _LARGEST = 127
 
-_FEW_ROWS = {"cpu": 4, "cuda": 16}
-"""Rows up to which W8A16 is at least as fast as W8A8: on a CPU measured (`llmlab bench kernels`),
-on a GPU presumed, for tensor cores take at least 16 rows."""
+_FEW_ROWS_CPU = 4
+"""Rows up to which W8A16 is as fast as W8A8, measured with `llmlab bench kernels`."""
+
+_FEW_ROWS_GPU = 16
+"""The same, presumed: tensor cores take at least 16 rows."""
 
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -30,11 +32,12 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
         (..., N), dtype of x.
     """
     rows = x.reshape(-1, x.shape[-1])  # (M, K)
-    if len(rows) <= _FEW_ROWS.get(x.device.type, 0):
+    if len(rows) <= (_FEW_ROWS_CPU if x.is_cpu else _FEW_ROWS_GPU):
         out = w8a16_linear(rows, weight, scale)
     else:
         out = w8a8_linear(*quantize_rows(rows), weight, scale, x.dtype)
-    out = out.view(*x.shape[:-1], len(weight))
+    if x.dim() != 2:
+        out = out.view(*x.shape[:-1], len(weight))
     return out if bias is None else out + bias
 
 

@@ -67,22 +67,23 @@ def define(
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def call(*arguments: Any) -> Any:
-        is_opaque = native is not None and torch.compiler.is_compiling()
-        return (operator if is_opaque or launches(arguments[0]) else on_cpu)(*arguments)
+        if launches(arguments[0]) or (native is not None and torch.compiler.is_compiling()):
+            return operator(*arguments)
+        return on_cpu(*arguments)
 
     return call
 
 
 def launches(x: Tensor) -> bool:
     """Tell whether kernels run on x: on a GPU where Triton is, or interpreted."""
-    return ENABLED and (INTERPRETED or x.device.type == "cuda") and _HAS_TRITON
+    return (INTERPRETED or x.is_cuda) and ENABLED and _HAS_TRITON
 
 
 def _native_or_twin(native: str, twin: Callable[..., Any]) -> Callable[..., Any]:
     function = _imported(native)
 
     def call(*arguments: Any) -> Any:
-        if not ENABLED or arguments[0].device.type != "cpu" or _needs_gradient(arguments):
+        if not ENABLED or not arguments[0].is_cpu or _needs_gradient(arguments):
             return twin(*arguments)
         found = function()(*arguments)
         return twin(*arguments) if found is NotImplemented else found
@@ -91,9 +92,9 @@ def _native_or_twin(native: str, twin: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _needs_gradient(arguments: tuple[Any, ...]) -> bool:
-    return torch.is_grad_enabled() and any(
-        isinstance(a, Tensor) and a.requires_grad for a in arguments
-    )
+    if not torch.is_grad_enabled():
+        return False
+    return any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
 
 
 def _imported(path: str) -> Callable[[], Callable[..., Any]]:

@@ -132,7 +132,7 @@ def _prompt(T: int) -> Case:
 
 def _loss(T: int, E: int, V: int) -> Case:
     states = torch.randn(T, E).bfloat16().requires_grad_()
-    head = torch.randn(V, E).bfloat16().requires_grad_()
+    head = (torch.randn(V, E) / E**0.5).bfloat16().requires_grad_()
     labels = torch.randint(V, (T,))
 
     def plain(_: int) -> None:

@@ -200,7 +200,8 @@ class CudaCases:
 
     def _loss(self) -> Case:
         T, E, V = self._size(16384, 8), self._size(2048, 32), self._size(49152, 100)
-        states, head = self._rand(T, E).requires_grad_(), self._rand(V, E).requires_grad_()
+        states, head = self._rand(T, E).requires_grad_(), self._rand(V, E) / E**0.5
+        head.requires_grad_()
         labels = torch.randint(V, (T,), device=self._device)
 
         def plain(states: Tensor, head: Tensor) -> Tensor:
