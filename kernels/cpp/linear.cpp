@@ -174,6 +174,7 @@ void linear_int8_rows(Number* out, const int8_t* x, const float* x_scale, const 
     several(std::integral_constant<int, 16>());
     several(std::integral_constant<int, 8>());
     several(std::integral_constant<int, 4>());
+    several(std::integral_constant<int, 2>());
     several(std::integral_constant<int, 1>());
 }
 

@@ -45,13 +45,13 @@ def test_weights_are_the_same_for_any_number_of_rows(rows):
     torch.testing.assert_close(int4(x), x @ widened.t(), rtol=1e-5, atol=1e-5)
 
 
-def test_many_rows_of_activations_are_rounded_and_few_are_not():
+def test_many_rows_of_activations_are_rounded_and_two_are_not():
     torch.manual_seed(0)
     weight = torch.randint(-127, 128, (32, 128)).float()
     weight[:, 0] = 127  # so that int8 keeps the weights exactly
     layer = Int8Linear(weight, is_dynamic=True)
     x = torch.randn(64, 128)
-    torch.testing.assert_close(layer(x[:4]), x[:4] @ weight.t(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(layer(x[:2]), x[:2] @ weight.t(), rtol=1e-5, atol=1e-3)
     assert 1e-3 < error(layer(x), x @ weight.t()) < 0.02
 
 
