@@ -88,7 +88,7 @@ class Int4Linear(nn.Module):
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
         out, half = self.weight_packed.shape
-        return f"in={2 * half}, out={out}, groups={self.weight_scale.shape[1]}"
+        return f"in_features={2 * half}, out_features={out}, groups={self.weight_scale.shape[1]}"
 
 
 def quantize_(
@@ -141,4 +141,4 @@ def _shaped(out: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _sizes(weight: Tensor) -> str:
-    return f"in={weight.shape[1]}, out={weight.shape[0]}"
+    return f"in_features={weight.shape[1]}, out_features={weight.shape[0]}"
