@@ -22,7 +22,7 @@ import torch
 
 _logger = logging.getLogger(__name__)
 _SOURCES = Path(__file__).parent / "cpp"
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=fast")
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-ffp-contract=fast")
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "f": ctypes.c_float}
 
 
@@ -35,7 +35,7 @@ def _library() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         detail = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
         _logger.warning("some operators run several times slower, C++ did not compile: %s", detail)
         return None
@@ -66,13 +66,20 @@ def _compiled(compiler: str) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     _logger.info("compiling C++ for this processor, once, into %s", target)
-    units = [str(path) for path in sources if path.suffix == ".cpp"]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built = Path(folder) / target.name
-        command = [compiler, *_FLAGS, *_processor(), *units, *_openmp(), "-o", str(built)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+        try:
+            _compile(compiler, sources, _openmp(), built)
+        except subprocess.CalledProcessError:  # a compiler that brings no OpenMP
+            _compile(compiler, sources, [], built)
         built.replace(target)  # whole, or not there
     return target
+
+
+def _compile(compiler: str, sources: list[Path], openmp: list[str], out: Path) -> None:
+    units = [str(path) for path in sources if path.suffix == ".cpp"]
+    command = [compiler, *_FLAGS, *_processor(), *units, *openmp, "-o", str(out)]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
 
 
 def _folder() -> Path:
@@ -99,5 +106,6 @@ def _processor() -> list[str]:
 
 
 def _openmp() -> list[str]:
-    """Return PyTorch's own OpenMP library where it brings one: two would fight for the cores."""
-    return [str(path) for path in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")]
+    """Return what makes threads, PyTorch's own library where it brings one: two would fight."""
+    libraries = (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")
+    return ["-fopenmp", *map(str, libraries)]

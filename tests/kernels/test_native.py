@@ -70,6 +70,18 @@ def test_with_a_compiler_that_fails(fresh, monkeypatch, caplog, tmp_path):
     assert not list(fresh.iterdir())
 
 
+@pytest.mark.slow
+@needs_compiler
+def test_with_a_compiler_without_openmp(fresh, monkeypatch, caplog, tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text('#!/bin/sh\ncase " $* " in *" -fopenmp "*) exit 1;; esac\nexec c++ "$@"\n')
+    plain.chmod(0o755)
+    monkeypatch.setenv("CXX", str(plain))
+    assert linear_is_right()
+    assert native._library() is not None
+    assert not caplog.records
+
+
 def test_a_folder_that_cannot_be_written(fresh, caplog):
     fresh.write_text("a file where the cache would be")
     assert linear_is_right()
