@@ -1,8 +1,8 @@
 // Attention of packed new tokens over a paged cache; kernels/paged_attention.py says what it is.
 //
 // A task is some rows (the query heads of a key/value head, of neighbouring tokens) and the keys
-// they see, read in tiles: a tile holds all heads, as memory does, and is widened to float32 once for
-// all rows of a head. The softmax is kept as it goes.
+// they see, read in tiles: a tile holds all heads, as memory does, and its keys are widened to
+// float32 once for all rows of a head. The softmax is kept as it goes.
 // Keys fall into blocks whose results are merged in order, by whoever computed them, so that a
 // token's result depends neither on the number of threads nor on the other sequences.
 
@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "lanes.h"
+#include "prefetch.h"
+#include "softmax.h"
 
 namespace {
 
@@ -43,58 +45,6 @@ struct Plan {
     std::vector<Task> split;  // what is merged afterwards
     size_t waiting = 0;       // numbers
     int most_rows = 0;
-};
-
-// The softmax of some rows over some keys: largest score, sum of exponentials, weighted values.
-struct Softmax {
-    float *top, *total, *values;
-    int rows, width;
-
-    Softmax(float* memory, int rows, int width)
-        : top(memory), total(memory + rows), values(memory + 2 * rows), rows(rows), width(width) {}
-
-    static size_t size(int rows, int width) { return size_t(rows) * (2 + width); }
-
-    void clear() {
-        std::fill(top, top + rows, -INFINITY);
-        std::fill(total, total + rows * (1 + width), 0.0f);
-    }
-
-    void merge(const Softmax& other) {
-        for (int row = 0; row < rows; ++row) {
-            if (other.top[row] == -INFINITY) continue;
-            const float highest = std::max(top[row], other.top[row]);
-            const float mine = std::exp2(top[row] - highest);
-            const float theirs = std::exp2(other.top[row] - highest);
-            top[row] = highest;
-            total[row] = mine * total[row] + theirs * other.total[row];
-            for (int at = row * width; at < (row + 1) * width; ++at)
-                values[at] = mine * values[at] + theirs * other.values[at];
-        }
-    }
-};
-
-// Has the processor fetch memory long before it is read, a few cache lines at a time: all heads of
-// the positions from `key` to `end`.
-struct Ahead {
-    const char* cache;
-    const int32_t* pages;
-    size_t row_bytes;
-    int page_len, key, end;
-    const char *line = nullptr, *row_end = nullptr;
-
-    void fetch(int num_lines) {
-        for (; num_lines > 0; --num_lines, line += 64) {
-            if (line >= row_end) {
-                if (key >= end) return;
-                const size_t place = size_t(pages[key / page_len]) * page_len + key % page_len;
-                line = cache + place * row_bytes;
-                row_end = line + row_bytes;
-                ++key;
-            }
-            __builtin_prefetch(line);
-        }
-    }
 };
 
 // What one thread works in.
