@@ -1,5 +1,7 @@
 """What several Triton kernels share: accumulators, rounding to int8, whose tile this is."""
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -10,6 +12,7 @@ def accumulator(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
+@functools.cache  # asked at every launch
 def num_cores(device: torch.device) -> int:
     """Return how many programs run side by side; a few where they are interpreted."""
     if device.type != "cuda":

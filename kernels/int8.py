@@ -22,6 +22,8 @@ _FEW_ROWS_GPU = 16
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply by int8 weights, rounding the activations to int8 too when they are many rows.
 
+    Where the gradient of x is wanted they are not rounded, for rounding has none.
+
     Args:
         x: (..., K).
         weight: (N, K), int8, from `quantize_rows`.
@@ -32,7 +34,8 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
         (..., N), dtype of x.
     """
     rows = x.reshape(-1, x.shape[-1])  # (M, K)
-    if len(rows) <= (_FEW_ROWS_CPU if x.is_cpu else _FEW_ROWS_GPU):
+    most = _FEW_ROWS_CPU if x.is_cpu else _FEW_ROWS_GPU
+    if len(rows) <= most or (x.requires_grad and torch.is_grad_enabled()):
         out = w8a16_linear(rows, weight, scale)
     else:
         out = w8a8_linear(*quantize_rows(rows), weight, scale, x.dtype)

@@ -31,13 +31,13 @@ def _library() -> ctypes.CDLL | None:
     """Return the compiled file, made where that was not done; None where it cannot be made."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None or platform.system() == "Windows":
-        _logger.warning("no C++ compiler: some operators run several times slower; install g++")
+        _logger.warning("no C++ compiler: some operators run much slower; install g++")
         return None
     try:
         return ctypes.CDLL(str(_compiled(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         detail = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
-        _logger.warning("some operators run several times slower, C++ did not compile: %s", detail)
+        _logger.warning("some operators run much slower, C++ did not compile: %s", detail)
         return None
 
 

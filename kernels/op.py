@@ -49,8 +49,9 @@ def define(
         fake: makes empty results of the right shapes, strides and dtypes.
         kernel: `module:function` of the Triton launcher, in this package.
         native: the same of the function for a CPU; it gives NotImplemented where the twin is
-            to be taken. Compilers do not look into it, and autograd does not follow it.
-        backward: `(ctx, *gradients) -> gradients of the arguments`; None where nothing trains.
+            to be taken. Compilers do not look into it.
+        backward: `(ctx, *gradients) -> gradients of the arguments`; without one the twin is called
+            where a gradient is wanted.
         keep: `(ctx, inputs, output)`, keeps what `backward` needs.
     """
     name = schema.partition("(")[0]
@@ -67,6 +68,8 @@ def define(
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def call(*arguments: Any) -> Any:
+        if backward is None and _needs_gradient(arguments):
+            return twin(*arguments)
         if launches(arguments[0]) or (native is not None and torch.compiler.is_compiling()):
             return operator(*arguments)
         return on_cpu(*arguments)
@@ -83,7 +86,7 @@ def _native_or_twin(native: str, twin: Callable[..., Any]) -> Callable[..., Any]
     function = _imported(native)
 
     def call(*arguments: Any) -> Any:
-        if not ENABLED or not arguments[0].is_cpu or _needs_gradient(arguments):
+        if not ENABLED or not arguments[0].is_cpu:
             return twin(*arguments)
         found = function()(*arguments)
         return twin(*arguments) if found is NotImplemented else found

@@ -59,6 +59,7 @@ def on_trial(op: str, numbers: tuple[int, ...]) -> Iterator[None]:
         _trial.reset(token)
 
 
+@functools.cache  # asked at every launch
 def device_name(device: torch.device) -> str:
     """Return what the table calls a device: `sm_90` and the like, `cpu` where interpreted."""
     if device.type != "cuda":

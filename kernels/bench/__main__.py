@@ -5,7 +5,7 @@ import dataclasses
 import sys
 
 from llmlab.kernels.bench.config import BenchKernelsConfig
-from llmlab.kernels.bench.run import bench, device_of
+from llmlab.kernels.bench.run import bench, check
 
 
 def main(words: list[str]) -> None:
@@ -16,7 +16,7 @@ def main(words: list[str]) -> None:
         parser.add_argument(f"--{field.name}", type=kind, default=field.default)
     config = BenchKernelsConfig(**vars(parser.parse_args(words)))
     try:
-        device = device_of(config.device)
+        device = check(config)
     except ValueError as error:
         parser.error(str(error))
     found = bench(config, device, print)

@@ -36,6 +36,19 @@ class Found:
         )
 
 
+def check(config: BenchKernelsConfig) -> torch.device:
+    """Return the device to measure, before anything is measured.
+
+    Raises:
+        ValueError: what is asked for cannot be done here.
+    """
+    if config.rounds < 1:
+        raise ValueError(f"rounds={config.rounds}; it must be 1 or more")
+    if config.out is not None and not Path(config.out).absolute().parent.is_dir():
+        raise ValueError(f"out={str(config.out)!r} lies in no folder; make it first")
+    return device_of(config.device)
+
+
 def device_of(name: str) -> torch.device:
     """Return the device of a name.
 
@@ -124,6 +137,4 @@ def as_line(row: Row) -> str:
 
 
 def _cases(device: torch.device, *, is_small: bool) -> Iterable[Case]:
-    if device.type == "cpu" and not is_small:
-        return cpu_cases()
-    return cpu_cases(is_small=True) if device.type == "cpu" else CudaCases(device)
+    return cpu_cases(is_small=is_small) if device.type == "cpu" else CudaCases(device)

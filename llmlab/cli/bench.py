@@ -6,7 +6,7 @@ from typing import Any
 from llmlab.errors import ConfigError
 from llmlab.kernels.bench.config import BenchKernelsConfig
 from llmlab.kernels.bench.measure import as_json
-from llmlab.kernels.bench.run import bench, device_of
+from llmlab.kernels.bench.run import bench, check
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,8 @@ class Benched:
 
 def kernels(config: BenchKernelsConfig) -> Benched:
     """Time the operators."""
-    if config.rounds < 1:
-        raise ConfigError(f"rounds={config.rounds}; it must be 1 or more")
     try:
-        device = device_of(config.device)
+        device = check(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     found = bench(config, device, print)

@@ -79,6 +79,8 @@ def test_a_gpu_that_is_not_there_is_an_error_of_one_line(capsys):
     )
     assert main(["bench", "kernels", "--rounds", "0"]) == 1
     assert "rounds=0; it must be 1 or more" in capsys.readouterr().err
+    assert main(["bench", "kernels", "--out", "nowhere/rows.jsonl"]) == 1
+    assert "out='nowhere/rows.jsonl' lies in no folder; make it" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         tune.main([])
     assert "tiles are tuned on a GPU, and there is none" in capsys.readouterr().err

@@ -4,7 +4,9 @@ from torch import nn
 
 from llmlab.kernels.int4 import dequantize_groups
 from llmlab.kernels.quantized_linear import Int4Linear, Int8Linear, quantize_
-from tests.kernels.guards import error
+from tests.kernels.guards import WITH_AND_WITHOUT_INTERPRETER, error
+
+pytestmark = WITH_AND_WITHOUT_INTERPRETER
 
 BOUNDS = {"int8": 0.01, "int8-dynamic": 0.02, "int4": 0.11}
 """Of the relative error: int8 rounds normal weights by about 0.8 %, int4 by about 8 %."""
@@ -77,13 +79,24 @@ def test_bad_arguments_change_nothing():
     assert type(odd[0]) is nn.Linear
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_gradients_reach_the_activations(scheme):
-    model = quantize_(Network(False), scheme).body[0]
-    x = torch.randn(3, 128, requires_grad=True)
-    model(x).sum().backward()
-    assert x.grad is not None
-    assert x.grad.abs().sum() > 0
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int4"])
+@pytest.mark.parametrize("rows", [2, 40])
+def test_gradients_reach_the_activations(scheme, rows):
+    plain, model = Network(False).body[0], quantize_(Network(False), scheme).body[0]
+    x = torch.randn(rows, 128, requires_grad=True)
+    (found,) = torch.autograd.grad(model(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(plain(x).square().sum(), x)
+    assert 0 < error(found, expected) < 0.15
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int4"])
+def test_compilers_take_it_whole(scheme):
+    model = quantize_(Network(False), scheme).body
+    x = torch.randn(5, 128)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+    torch.testing.assert_close(compiled(x.requires_grad_()), model(x))
 
 
 def test_a_state_dict_goes_both_ways():
