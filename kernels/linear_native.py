@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.kernels.int4 import dequantize_groups
-from llmlab.kernels.native import native_function
+from llmlab.kernels.native import empty, native_function
 
 _FEW_ROWS = 16
 """Rows from which on it is cheaper to widen the weights and use the processor's matrix units."""
@@ -17,8 +17,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     if function is None:
         return NotImplemented
     x = x.contiguous()
-    numbers = torch.empty_like(x, dtype=torch.int8)
-    scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    numbers = empty(x.shape, torch.int8)
+    scale = empty((len(x),), torch.float32)
     function(numbers.data_ptr(), scale.data_ptr(), x.data_ptr(), *x.shape)
     return numbers, scale
 
@@ -32,7 +32,7 @@ def w8a8_linear(
         function = native_function("w8a8_linear", dtype, "pppppiii")
         if function is None or not weight.is_contiguous():
             return NotImplemented
-        x, out = x.contiguous(), torch.empty(M, N, dtype=dtype, device=x.device)
+        x, out = x.contiguous(), empty((M, N), dtype)
         function(
             out.data_ptr(), x.data_ptr(), x_scale.data_ptr(), weight.data_ptr(), scale.data_ptr(),
             M, N, K,
@@ -42,7 +42,7 @@ def w8a8_linear(
     if function is None:
         return NotImplemented
     sums = torch._int_mm(x, weight.t())  # (M, N), int32
-    out = torch.empty_like(sums, dtype=dtype)
+    out = empty((M, N), dtype)
     function(out.data_ptr(), sums.data_ptr(), x_scale.data_ptr(), scale.data_ptr(), M, N)
     return out
 
@@ -55,7 +55,7 @@ def w8a16_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     if function is None or not weight.is_contiguous():
         return NotImplemented
     x = x.contiguous()
-    out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
+    out = empty((len(x), len(weight)), x.dtype)
     function(
         out.data_ptr(), x.data_ptr(), weight.data_ptr(), scale.data_ptr(), len(x), *weight.shape
     )
@@ -70,7 +70,7 @@ def w4a16_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     if function is None or not packed.is_contiguous():
         return NotImplemented
     x = x.contiguous()
-    out = torch.empty(len(x), len(packed), dtype=x.dtype, device=x.device)
+    out = empty((len(x), len(packed)), x.dtype)
     function(
         out.data_ptr(), x.data_ptr(), packed.data_ptr(), scale.data_ptr(), len(x), len(packed),
         x.shape[1], scale.shape[1],

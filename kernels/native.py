@@ -13,17 +13,71 @@ import logging
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import tempfile
-from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 _logger = logging.getLogger(__name__)
 _SOURCES = Path(__file__).parent / "cpp"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-ffp-contract=fast")
-_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "f": ctypes.c_float}
+_WORDS = str.maketrans("pif", "qqd")
+
+
+class Recorder:
+    """What a tape (tape.py) sees of the calls made while it is recorded."""
+
+    def called(self, address: int, words: bytes) -> None:
+        """Take note of a call: the address of the function and its words."""
+        raise NotImplementedError
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return memory that stays the tape's."""
+        raise NotImplementedError
+
+
+recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
+"""Where calls are written down, if they are."""
+
+
+class NativeFunction:
+    """A function of the C++.
+
+    Args:
+        function: as the library has it.
+        arguments: a letter each: `p` an address, `i` a whole number, `f` a real one.
+    """
+
+    def __init__(self, function: Any, arguments: str) -> None:
+        self._function = function
+        self._address = ctypes.cast(function, ctypes.c_void_p).value
+        self._pack = struct.Struct(arguments.translate(_WORDS)).pack
+
+    def __call__(self, *arguments: float) -> None:
+        """Run it; every argument becomes a word of 8 bytes."""
+        words = self._pack(*arguments)
+        observer = recorder.get()
+        if observer is not None:
+            observer.called(self._address or 0, words)
+        self._function(words)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a dense tensor on the CPU for results, whose numbers are not set."""
+    observer = recorder.get()
+    if observer is not None:
+        return observer.empty(shape, dtype)
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def address(x: Tensor | None) -> int:
+    """Return where the numbers of a tensor lie; 0 for none."""
+    return 0 if x is None else x.data_ptr()
 
 
 @functools.cache
@@ -42,21 +96,28 @@ def _library() -> ctypes.CDLL | None:
 
 
 @functools.cache
-def native_function(name: str, dtype: torch.dtype, arguments: str) -> Callable[..., None] | None:
+def native_function(name: str, dtype: torch.dtype, arguments: str) -> NativeFunction | None:
     """Return a compiled function; None without one, or for another dtype than it is made for.
 
     Args:
         name: without the suffix for the dtype.
         dtype: of activations: float32 or bfloat16.
-        arguments: a letter each: `p` a pointer, `i` an int, `f` a float.
+        arguments: a letter each, as `NativeFunction` takes them.
     """
-    library = _library() if dtype in (torch.float32, torch.bfloat16) else None
+    if dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return function_of(f"{name}_{str(dtype).removeprefix('torch.')}", arguments)
+
+
+def function_of(name: str, arguments: str) -> NativeFunction | None:
+    """Return a compiled function by its whole name; None where nothing is compiled."""
+    library = _library()
     if library is None:
         return None
-    function = getattr(library, f"{name}_{str(dtype).removeprefix('torch.')}")
-    function.argtypes = [_TYPES[letter] for letter in arguments]
+    function = library[name]
+    function.argtypes = [ctypes.c_char_p]
     function.restype = None
-    return function
+    return NativeFunction(function, arguments)
 
 
 def _compiled(compiler: str) -> Path:

@@ -125,6 +125,7 @@ _rms_norm = define(
     twin=rms_norm_twin,
     fake=_fake,
     kernel="norm_triton:rms_norm",
+    native="norm_native:rms_norm",
     backward=_backward,
     keep=_keep,
 )

@@ -11,7 +11,9 @@ first called, so that nothing here needs Triton or a compiler.
 import functools
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,6 +28,7 @@ ENABLED = os.environ.get("LLMLAB_KERNELS", "triton") != "torch"
 """LLMLAB_KERNELS=torch in the environment runs the twins everywhere, to find a fault."""
 
 _HAS_TRITON = find_spec("triton") is not None
+_serving: ContextVar[bool] = ContextVar("serving", default=False)
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -49,7 +52,8 @@ def define(
         fake: makes empty results of the right shapes, strides and dtypes.
         kernel: `module:function` of the Triton launcher, in this package.
         native: the same of the function for a CPU; it gives NotImplemented where the twin is
-            to be taken. Compilers do not look into it.
+            to be taken. Compilers do not look into it. Where there is a backward, as in training,
+            it runs inside `serving` only.
         backward: `(ctx, *gradients) -> gradients of the arguments`; without one the twin is called
             where a gradient is wanted.
         keep: `(ctx, inputs, output)`, keeps what `backward` needs.
@@ -57,7 +61,7 @@ def define(
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     launch = _launcher(kernel, fake, name)
-    on_cpu = twin if native is None else _native_or_twin(native, twin)
+    on_cpu = twin if native is None else _native_or_twin(native, twin, always=backward is None)
     _library.impl(name, launch, "CUDA")
     _library.impl(name, launch if INTERPRETED else _dense(on_cpu), "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
@@ -66,11 +70,12 @@ def define(
             f"{NAMESPACE}::{name}", backward, setup_context=keep, lib=_library
         )
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+    is_opaque = native is not None and backward is None
 
     def call(*arguments: Any) -> Any:
         if backward is None and _needs_gradient(arguments):
             return twin(*arguments)
-        if launches(arguments[0]) or (native is not None and torch.compiler.is_compiling()):
+        if launches(arguments[0]) or (is_opaque and torch.compiler.is_compiling()):
             return operator(*arguments)
         return on_cpu(*arguments)
 
@@ -82,11 +87,26 @@ def launches(x: Tensor) -> bool:
     return (INTERPRETED or x.is_cuda) and ENABLED and _HAS_TRITON
 
 
-def _native_or_twin(native: str, twin: Callable[..., Any]) -> Callable[..., Any]:
+@contextmanager
+def serving() -> Iterator[None]:
+    """Run the native functions of all operators, on CPUs, where no gradient is wanted.
+
+    Elsewhere the operators of training stay PyTorch's own operations, to the last bit.
+    """
+    token = _serving.set(True)
+    try:
+        yield
+    finally:
+        _serving.reset(token)
+
+
+def _native_or_twin(native: str, twin: Callable[..., Any], *, always: bool) -> Callable[..., Any]:
     function = _imported(native)
 
     def call(*arguments: Any) -> Any:
         if not ENABLED or not arguments[0].is_cpu:
+            return twin(*arguments)
+        if not always and (not _serving.get() or _needs_gradient(arguments)):
             return twin(*arguments)
         found = function()(*arguments)
         return twin(*arguments) if found is NotImplemented else found

@@ -1,58 +1,121 @@
-"""Linear layers whose weights are laid out once for the processor's bfloat16 instructions.
+"""Linear layers whose weights are laid out once for the CPU's products, at any number of rows.
 
-`F.linear` reorders a bfloat16 weight into oneDNN's blocks at every call, which costs more than the
-product itself when few tokens meet many weights, as in decoding. Here the reordering is done once.
-Values do not change; sums are float32 as before. Not here: float32, where reordering gains nothing
-for single tokens, quantised weights, devices other than the CPU. Nothing here is differentiable.
+Weights are words of 4 bytes along `in` (a float32, two bfloat16 or four int8), in blocks of 16
+outputs, [word][output]: vectors and matrix units read them from first to last. Sums are float32
+(int32 of int8 weights), and a row's result does not depend on the other rows. `float32` and
+`bfloat16` keep the weights as they are. `int8` rounds them, a scale for each output, and takes the
+activations as 16-bit whole numbers of their row's scale, in two digits, so that the products are
+whole numbers; `int8-dynamic` rounds the activations to 8 bits. Not here: training, GPUs.
 """
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-_TYPICAL_ROWS = 16
-"""Rows the layout is chosen for; decoding has 1 to a few dozen, and any number works."""
+from llmlab.kernels.int8 import quantize_rows_twin
+from llmlab.kernels.native import address, empty, native_function
+from llmlab.kernels.op import ENABLED
+
+Scheme = Literal["stored", "int8", "int8-dynamic"]
+"""How weights are kept: in their own dtype, or rounded to int8."""
+
+_BLOCK = 16
+_TILE_BYTES = 64
+_DIGITS = {"int8": 2, "int8-dynamic": 1}
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Return whether this machine packs such a weight: bfloat16 on a CPU that multiplies it."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    """Return whether a weight can be packed here: on a CPU with a compiler, no twins wanted."""
+    return ENABLED and weight.device.type == "cpu" and _function(weight.dtype, "stored") is not None
 
 
 class PackedLinear(nn.Module):
-    """`x @ weight.T + bias` with a packed copy of the weight.
+    """`x @ weight.T + bias`, with a packed copy of the weight.
 
     Args:
-        weight: (out, in), for which `can_pack` holds.
+        weight: (out, in), float32 or bfloat16, for which `can_pack` holds.
         bias: (out,) or None.
+        scheme: how the weight is kept.
+        gate: (out, in) or None: the result is then `silu(x @ gate.T) * (x @ weight.T)`, without a
+            bias.
+        is_wide: whether the result is float32, for logits.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        scheme: Scheme = "stored",
+        gate: Tensor | None = None,
+        is_wide: bool = False,
+    ) -> None:
         super().__init__()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_ROWS)
-        self._bias = None if bias is None else bias.detach()
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        self.scheme: Scheme = scheme
+        self.is_gated = gate is not None
+        self.out_dtype = torch.float32 if is_wide else weight.dtype
+        blocks = _blocks(weight.detach(), 1 if gate is not None else 2)
+        if gate is not None:
+            gates = _blocks(gate.detach(), 1)
+            blocks = torch.stack((gates, blocks), dim=1).flatten(0, 1)  # a gate before each block
+        self.scale: Tensor | None = None
+        if scheme != "stored":
+            numbers, self.scale = quantize_rows_twin(blocks.flatten(0, 1))
+            blocks = numbers.view(blocks.shape)
+        self.weight = _words(blocks)
+        self.bias = None if bias is None else bias.detach().float()
+        function = _function(weight.dtype, scheme, is_wide=is_wide)
+        assert function is not None, "the caller asks can_pack first"
+        self._function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out), bfloat16."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
-
-
-def pack_linears(module: nn.Module, packed: dict[int, PackedLinear] | None = None) -> None:
-    """Replace every `nn.Linear` inside `module` that can be packed; the plain weights are freed.
-
-    Args:
-        module: changed in place.
-        packed: layers that exist already, by the `id` of their plain weight, to be used again.
-    """
-    packed = {} if packed is None else packed
-    for name, child in module.named_children():
-        if type(child) is nn.Linear and can_pack(child.weight):
-            known = packed.get(id(child.weight))
-            setattr(module, name, known or PackedLinear(child.weight, child.bias))
+        """Map (..., in) to (..., out), of the weight's dtype, or float32 when wide."""
+        if x.dtype != self.dtype or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x is {tuple(x.shape)} {x.dtype}; this layer takes (..., {self.in_features}) "
+                f"{self.dtype}"
+            )
+        x = x.contiguous()
+        out = empty((*x.shape[:-1], self.out_features), self.out_dtype)
+        M = x.numel() // self.in_features
+        sizes = (M, self.out_features, self.in_features, self.is_gated)
+        given = address(out), address(x), address(self.weight)
+        if self.scale is None:
+            self._function(*given, address(self.bias), *sizes)
         else:
-            pack_linears(child, packed)
+            digits = _DIGITS[self.scheme]
+            self._function(*given, address(self.scale), address(self.bias), *sizes, digits)
+        return out
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows of the layer."""
+        gated = ", is_gated=True" if self.is_gated else ""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"scheme={self.scheme}{gated}"
+        )
+
+
+def _function(dtype: torch.dtype, scheme: Scheme, *, is_wide: bool = False):
+    is_int8 = scheme != "stored"
+    wide = "_wide" if is_wide and dtype != torch.float32 else ""
+    name = f"packed_linear{'_int8' if is_int8 else ''}{wide}"
+    return native_function(name, dtype, "pppppiiiii" if is_int8 else "ppppiiii")
+
+
+def _blocks(weight: Tensor, multiple: int) -> Tensor:
+    """Cut (out, in) into (blocks, 16, in), a multiple of so many blocks, zeros last."""
+    rows = F.pad(weight, (0, 0, 0, -len(weight) % (_BLOCK * multiple)))
+    return rows.view(-1, _BLOCK, weight.shape[1])
+
+
+def _words(blocks: Tensor) -> Tensor:
+    """Lay (blocks, 16, in) out as (blocks, words, 16, numbers of a word), zeros last."""
+    per_word = 4 // blocks.dtype.itemsize
+    padded = F.pad(blocks, (0, -blocks.shape[2] % (_TILE_BYTES // blocks.dtype.itemsize)))
+    words = padded.unflatten(2, (-1, per_word))  # (blocks, 16, words, numbers)
+    return words.transpose(1, 2).contiguous()

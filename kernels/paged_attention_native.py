@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmlab.kernels.native import native_function
+from llmlab.kernels.native import NativeFunction, address, empty, native_function
 
 _FEW_TOKENS = 16
 """New tokens of a sequence that are not worth gathering its pages for."""
@@ -35,11 +35,11 @@ def paged_attention(
     if function is None:
         return NotImplemented
     q, page_table = q.contiguous(), page_table.contiguous()
-    out = torch.empty_like(q)
+    out = empty(q.shape, q.dtype)
     H, G, D = q.shape[1], *cache.shape[2:]
     most_new = _FEW_TOKENS if softcap == 0 else len(q)  # PyTorch's attention knows no soft cap
     function(
-        out.data_ptr(), q.data_ptr(), cache.data_ptr(), _address(kv_scale), page_table.data_ptr(),
+        out.data_ptr(), q.data_ptr(), cache.data_ptr(), address(kv_scale), page_table.data_ptr(),
         context_lens.data_ptr(), cu_new.data_ptr(), len(context_lens), H, G, D, page_len,
         page_table.shape[1], most_new, window, scale, softcap,
     )  # fmt: skip
@@ -55,26 +55,28 @@ def paged_attention(
 
 def write_kv(cache: Tensor, kv_scale: Tensor | None, slots: Tensor, k: Tensor, v: Tensor) -> None:
     """Run; see paged_attention.py."""
-    function = _function("write_kv", k, cache, "pppppiii")
+    function = _function("write_kv", k, cache, "pppppiiiii")
     if function is None:
         return NotImplemented
-    k, v = k.contiguous(), v.contiguous()
+    k, v = _dense_heads(k), _dense_heads(v)
     function(
-        cache.data_ptr(), _address(kv_scale), slots.data_ptr(), k.data_ptr(), v.data_ptr(), *k.shape
-    )
+        cache.data_ptr(), address(kv_scale), slots.data_ptr(), k.data_ptr(), v.data_ptr(),
+        *k.shape, k.stride(0), v.stride(0),
+    )  # fmt: skip
     return None
 
 
-def _function(name: str, x: Tensor, cache: Tensor, arguments: str):
+def _dense_heads(x: Tensor) -> Tensor:
+    """Return x (N, G, D) with the heads of a token in a row, copied only where they are not."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
+
+
+def _function(name: str, x: Tensor, cache: Tensor, arguments: str) -> NativeFunction | None:
     """Return the compiled function for these numbers, if there is one."""
     if cache.dtype not in (x.dtype, torch.int8) or not cache.is_contiguous():
         return None
     kind = "_int8" if cache.dtype == torch.int8 else ""
     return native_function(name + kind, x.dtype, arguments)
-
-
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
 
 
 def _context(

@@ -95,6 +95,7 @@ _swiglu = define(
     twin=swiglu_twin,
     fake=_fake_swiglu,
     kernel="pointwise_triton:swiglu",
+    native="pointwise_native:swiglu",
     backward=_backward_swiglu,
     keep=_keep_swiglu,
 )
@@ -103,6 +104,7 @@ _rotate = define(
     twin=rotate_twin,
     fake=_fake_rotate,
     kernel="pointwise_triton:rotate",
+    native="pointwise_native:rotate",
     backward=_backward_rotate,
     keep=_keep_rotate,
 )

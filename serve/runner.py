@@ -9,16 +9,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from llmlab.kernels.packed_linear import PackedLinear, can_pack, pack_linears
-from llmlab.kernels.paged_attention import paged_attention, write_kv
-from llmlab.model import Attend, LanguageModel
+from llmlab.kernels.op import serving
+from llmlab.kernels.packed_linear import Scheme
+from llmlab.model import LanguageModel
+from llmlab.model.fused import fuse_
 from llmlab.model.sampling import SamplingRows, sample, token_logprobs
 from llmlab.serve.deltas import TokenLogprob
+from llmlab.serve.paged_cache import PagedCache, StepInputs
 from llmlab.serve.sequence import Sequence, Slice
+from llmlab.serve.tapes import Tapes
 from llmlab.tokenizers import Tokenizer
 
 
@@ -38,89 +40,76 @@ class Runner:
     """The model and its cache: `(num_pages * P, 2, G, D)` a layer, in the model's dtype.
 
     Args:
-        model: in evaluation mode, on its device; from now on the runner's, for its linear layers
-            are packed where that makes them faster.
+        model: in evaluation mode, on its device; from now on the runner's, which makes it ready to
+            serve in place (llmlab/model/fused.py).
         tokenizer: bounds what is sampled and gives tokens their bytes.
         num_pages: pages of the cache.
         page_len: P, tokens per page.
+        max_len: most tokens of a sequence; the model's own limit when None.
+        scheme: how weights are kept on a CPU.
     """
 
     def __init__(
-        self, model: LanguageModel, tokenizer: Tokenizer, *, num_pages: int, page_len: int
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        num_pages: int,
+        page_len: int,
+        max_len: int | None = None,
+        scheme: Scheme = "stored",
     ) -> None:
         weight = model.head_weight()
-        G, D = model.config.num_key_value_heads, model.config.head_dim
-        self._logits = model.logits
-        if can_pack(weight):
-            self._logits = PackedLinear(weight)
-            pack_linears(model, {id(weight): self._logits})
-        self._model = model
+        device, dtype = weight.device, weight.dtype
         self._tokenizer = tokenizer
-        self._page_len = page_len
-        self._device, self._dtype = weight.device, weight.dtype
-        shape = (num_pages * page_len, 2, G, D)
-        self._cache = [
-            _zeros(shape, self._dtype, self._device) for _ in range(model.config.num_hidden_layers)
-        ]
+        self._max_len = max_len or model.config.max_position_embeddings
+        self._cache = PagedCache(
+            model.config, num_pages=num_pages, page_len=page_len, dtype=dtype, device=device
+        )
+        self._model = model
+        self._logits = fuse_(model, scheme=scheme, max_len=self._max_len)
+        self._tapes = Tapes(self._logits_of, self._cache, self._max_len)
 
     @torch.inference_mode()
     def run(self, slices: list[Slice]) -> list[Computed]:
         """Compute `slices`; results come in their order."""
-        hidden = self._forward(slices).split([part.num_tokens for part in slices])  # (T, E) each
-        results = self._next_tokens(slices, hidden)
-        for at, (part, states) in enumerate(zip(slices, hidden, strict=True)):
+        with serving():
+            wants_prompt = any(part.seq.params.prompt_logprobs is not None for part in slices)
+            logits = None if wants_prompt else self._tapes.run(slices)  # (N, V)
+            if logits is None:
+                return self._run_at_length(slices)
+            ends = accumulate(part.num_tokens for part in slices)
+            rows = [end - 1 for end, part in zip(ends, slices, strict=True) if part.wants_token]
+            return self._next_tokens(slices, logits if len(rows) == len(logits) else logits[rows])
+
+    def _run_at_length(self, slices: list[Slice]) -> list[Computed]:
+        inputs = StepInputs.of(slices, self._cache)
+        states = self._states(inputs).split([part.num_tokens for part in slices])  # (T, E) each
+        last = [own[-1] for own, part in zip(states, slices, strict=True) if part.wants_token]
+        results = self._next_tokens(slices, self._logits(torch.stack(last)) if last else None)
+        for at, (part, own) in enumerate(zip(slices, states, strict=True)):
             if part.seq.params.prompt_logprobs is not None:
-                scored = self._prompt_logprobs(part, states)
+                scored = self._prompt_logprobs(part, own)
                 results[at] = replace(results[at], prompt_logprobs=scored)
         return results
 
-    def _forward(self, slices: list[Slice]) -> Tensor:
-        ids = [i for part in slices for i in part.seq.token_ids[part.start : part.end]]
-        positions = [p for part in slices for p in range(part.start, part.end)]
-        return self._model.hidden(
-            torch.tensor([ids], device=self._device),  # (1, N)
-            torch.tensor([positions], device=self._device),  # (1, N)
-            self._attend(slices),
-        )[0]
+    def _states(self, inputs: StepInputs) -> Tensor:
+        attend = self._cache.attend(inputs)
+        return self._model.hidden(inputs.token_ids, inputs.positions, attend)[0]  # (N, E)
 
-    def _attend(self, slices: list[Slice]) -> Attend:
-        """Store the new keys and values in the sequences' pages, and attend to these."""
-        P = self._page_len
-        tables = [part.seq.pages[: -(-part.end // P)] for part in slices]
-        most = max(len(table) for table in tables)
-        slots = [
-            table[position // P] * P + position % P
-            for part, table in zip(slices, tables, strict=True)
-            for position in range(part.start, part.end)
-        ]
-        bounds = [0, *accumulate(part.num_tokens for part in slices)]
-        padded = [table + [0] * (most - len(table)) for table in tables]
-        page_table = self._int32(padded)  # (S, most)
-        context_lens, cu_new = self._int32([part.end for part in slices]), self._int32(bounds)
-        at = torch.tensor(slots, device=self._device)  # (N,)
+    def _logits_of(self, inputs: StepInputs) -> Tensor:
+        return self._logits(self._states(inputs))  # (N, V)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache = self._cache[layer]
-            write_kv(cache, None, at, k[0].transpose(0, 1), v[0].transpose(0, 1))
-            packed = q[0].transpose(0, 1)  # (N, H, D)
-            out = paged_attention(packed, cache, None, page_table, context_lens, cu_new, page_len=P)
-            return out.transpose(0, 1)[None]
-
-        return attend
-
-    def _int32(self, numbers: list) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int32, device=self._device)
-
-    def _next_tokens(self, slices: list[Slice], hidden: tuple[Tensor, ...]) -> list[Computed]:
-        """Sample for every slice that ends where its sequence does."""
+    def _next_tokens(self, slices: list[Slice], logits: Tensor | None) -> list[Computed]:
+        """Sample for every slice that ends where its sequence does; logits are theirs, (B, V)."""
+        results = [Computed()] * len(slices)
         which = [at for at, part in enumerate(slices) if part.wants_token]
-        if not which:
-            return [Computed()] * len(slices)
-        logits = self._logits(torch.stack([hidden[at][-1] for at in which])).float()  # (B, V)
+        if logits is None or not which:
+            return results
+        logits = logits.float()
         seqs = [slices[at].seq for at in which]
         # A vocabulary padded for speed has ids that no text belongs to; they are never chosen.
         ids = sample(logits[:, : self._tokenizer.vocab_size], _settings(seqs)).tolist()
-        results = [Computed()] * len(slices)
         for row, (at, seq, token_id) in enumerate(zip(which, seqs, ids, strict=True)):
             num_top = seq.params.logprobs
             logprob = None
@@ -148,7 +137,7 @@ class Runner:
         """
         num_nameless = logits.shape[1] - self._tokenizer.vocab_size
         num_asked = num_top + num_nameless if num_top else 0
-        found = token_logprobs(logits, torch.tensor(token_ids, device=self._device), num_asked)
+        found = token_logprobs(logits, torch.tensor(token_ids, device=logits.device), num_asked)
         tops = zip(found.top_ids.tolist(), found.top_logprobs.tolist(), strict=True)
         return tuple(
             self._entry(token_id, value, self._named(zip(*top, strict=True), num_top))
@@ -163,16 +152,6 @@ class Runner:
         self, token_id: int, value: float, top: tuple[TokenLogprob, ...] = ()
     ) -> TokenLogprob:
         return TokenLogprob(token_id, self._tokenizer.token_bytes(token_id), value, top)
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return zeros that take memory on a CPU only where they are written to, unlike torch's."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes, line = math.prod(shape) * dtype.itemsize, 64  # a cache line of the processor
-    memory = np.zeros(num_bytes + line, dtype=np.uint8)
-    start = -memory.ctypes.data % line
-    return torch.from_numpy(memory[start : start + num_bytes]).view(dtype).view(shape)
 
 
 def _settings(seqs: list[Sequence]) -> SamplingRows:

@@ -35,20 +35,32 @@ def cpu_cases(*, is_small: bool = False) -> Iterator[Case]:
 
 def _linear(K: int, N: int, copies: int) -> Iterator[Case]:
     plain = [torch.randn(N, K).bfloat16() for _ in range(copies)]
-    packed = [PackedLinear(w) for w in plain] if can_pack(plain[0]) else []
+    packed = [torch.ops.mkldnn._reorder_linear_weight(w, 16) for w in plain]
+    ours = [PackedLinear(w) for w in plain] if can_pack(plain[0]) else []
+    ours_int8 = [PackedLinear(w, scheme="int8") for w in plain] if ours else []
     int8 = [quantize_rows(w) for w in plain]
     int4 = [quantize_groups(w) for w in plain]
     scales = [scale.bfloat16() for _, scale in int8]
     for M in (1, 4, 8, 16, 64):
         x = torch.randn(M, K).bfloat16()
         baselines = {
-            "packed bf16": lambda i, x=x: packed[i % copies](x),
+            "oneDNN packed bf16": lambda i, x=x: _onednn(x, packed[i % copies]),
             "F.linear bf16": lambda i, x=x: F.linear(x, plain[i % copies]),
         }
         if M <= 16:
             baselines["_weight_int8pack_mm"] = lambda i, x=x: torch._weight_int8pack_mm(
                 x, int8[i % copies][0], scales[i % copies]
             )
+        for name, layers in (("PackedLinear", ours), ("PackedLinear int8", ours_int8)):
+            if layers:
+                yield Case(
+                    name,
+                    f"M={M} K={K} N={N}",
+                    lambda i, x=x, layers=layers: layers[i % copies](x),
+                    baselines,
+                    num_bytes=N * K * layers[0].weight.itemsize + 2 * M * (N + K),
+                    num_flops=2 * M * N * K if M > 16 else 0,
+                )
         yield Case(
             "int8_linear",
             f"M={M} K={K} N={N}",
@@ -63,11 +75,15 @@ def _linear(K: int, N: int, copies: int) -> Iterator[Case]:
                 f"M={M} K={K} N={N}",
                 lambda i, x=x: w4a16_linear(x, *int4[i % copies]),
                 {
-                    "packed bf16": lambda i, x=x: packed[i % copies](x),
+                    "oneDNN packed bf16": lambda i, x=x: _onednn(x, packed[i % copies]),
                     "int8_linear": lambda i, x=x: int8_linear(x, *int8[i % copies]),
                 },
                 num_bytes=N * K // 2 + 4 * N * K // 32 + 2 * M * (N + K),
             )
+
+
+def _onednn(x: Tensor, packed: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def _paged(B: int, L: int) -> Iterator[Case]:

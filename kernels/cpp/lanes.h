@@ -107,6 +107,10 @@ inline Lanes load(const int8_t* from) {
     return __builtin_convertvector(load_words(from), Lanes);
 }
 
+inline Lanes load(const int32_t* from) {
+    return __builtin_convertvector(load_raw<Words>(from), Lanes);
+}
+
 inline void store(float* to, Lanes x) { std::memcpy(to, &x, sizeof x); }
 
 // The numbers a word holds, the first in its lowest bits: number AT of every lane.
@@ -128,6 +132,20 @@ inline void from_float(float x, float* to) { *to = x; }
 inline void from_float(float x, bfloat16* to) {  // to the nearest, ties to even
     const uint32_t bits = bit_cast<uint32_t>(x);
     to->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Rounded to the nearest, ties to even.
+inline void store(bfloat16* to, Lanes x) {
+#if defined(__AVX512BF16__)
+    const __m256bh narrow = _mm512_cvtneps_pbh((__m512)x);
+    std::memcpy(to, &narrow, sizeof narrow);
+#else
+    const Words bits = bit_cast<Words>(x);
+    typedef uint16_t Narrow __attribute__((vector_size(LANES * 2)));
+    const Narrow narrow =
+        __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Narrow);
+    std::memcpy(to, &narrow, sizeof narrow);
+#endif
 }
 
 inline int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
@@ -168,9 +186,8 @@ inline float largest(Lanes x) {
                            std::make_integer_sequence<int, LANES>());
 }
 
-// Rounds to the nearest, ties to even, and returns the scale: x ~ to * scale.
 template <typename Number>
-inline float round_to_int8(const Number* x, int8_t* to, int count) {
+inline float largest_size(const Number* x, int count) {
     Lanes largest_of_lane = {};
     int at = 0;
     for (; at + LANES <= count; at += LANES) {
@@ -179,9 +196,15 @@ inline float round_to_int8(const Number* x, int8_t* to, int count) {
     }
     float most = largest(largest_of_lane);
     for (; at < count; ++at) most = std::fmax(most, std::fabs(to_float(x[at])));
-    const float scale = most / 127;
+    return most;
+}
+
+// Rounds to the nearest, ties to even, and returns the scale: x ~ to * scale.
+template <typename Number>
+inline float round_to_int8(const Number* x, int8_t* to, int count) {
+    const float scale = largest_size(x, count) / 127;
     const float inverse = scale > 0 ? 1 / scale : 0.0f;
-    for (at = 0; at < count; ++at) to[at] = int8_t(std::rint(to_float(x[at]) * inverse));
+    for (int at = 0; at < count; ++at) to[at] = int8_t(std::rint(to_float(x[at]) * inverse));
     return scale;
 }
 

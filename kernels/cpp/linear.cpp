@@ -5,6 +5,7 @@
 // partial sums over k, added in order. Int8 rows have a few more rows in them before the products
 // take longer; from there on they are PyTorch's (_int_mm), and here is what comes before and after.
 
+#include "abi.h"
 #include "lanes.h"
 
 namespace {
@@ -198,29 +199,12 @@ void rescale(Number* out, const int32_t* sums, const float* row_scale, const flo
 
 }  // namespace
 
-#define EXPORT(NUMBER, NAME)                                                                     \
-    extern "C" void w8a16_linear_##NAME(NUMBER* out, const NUMBER* x, const int8_t* weight,      \
-                                        const float* scale, int M, int N, int K) {               \
-        linear_int8(out, x, weight, scale, M, N, K);                                             \
-    }                                                                                            \
-    extern "C" void w4a16_linear_##NAME(NUMBER* out, const NUMBER* x, const uint8_t* packed,     \
-                                        const float* scale, int M, int N, int K,                 \
-                                        int num_groups) {                                        \
-        linear_int4(out, x, packed, scale, M, N, K, num_groups);                                 \
-    }                                                                                            \
-    extern "C" void quantize_rows_##NAME(int8_t* out, float* scale, const NUMBER* x, int M,      \
-                                         int K) {                                                \
-        quantize(out, scale, x, M, K);                                                           \
-    }                                                                                            \
-    extern "C" void w8a8_linear_##NAME(NUMBER* out, const int8_t* x, const float* x_scale,       \
-                                       const int8_t* weight, const float* scale, int M, int N,   \
-                                       int K) {                                                  \
-        linear_int8_rows(out, x, x_scale, weight, scale, M, N, K);                               \
-    }                                                                                            \
-    extern "C" void rescale_##NAME(NUMBER* out, const int32_t* sums, const float* row_scale,     \
-                                   const float* scale, int M, int N) {                           \
-        rescale(out, sums, row_scale, scale, M, N);                                              \
-    }
+#define EXPORT_LINEAR(NUMBER, NAME)                          \
+    EXPORT(w8a16_linear_##NAME, linear_int8<NUMBER>)         \
+    EXPORT(w4a16_linear_##NAME, linear_int4<NUMBER>)         \
+    EXPORT(quantize_rows_##NAME, quantize<NUMBER>)           \
+    EXPORT(w8a8_linear_##NAME, linear_int8_rows<NUMBER>)     \
+    EXPORT(rescale_##NAME, rescale<NUMBER>)
 
-EXPORT(float, float32)
-EXPORT(bfloat16, bfloat16)
+EXPORT_LINEAR(float, float32)
+EXPORT_LINEAR(bfloat16, bfloat16)

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "abi.h"
 #include "lanes.h"
 #include "prefetch.h"
 #include "softmax.h"
@@ -331,13 +332,14 @@ struct Attention {
 
 template <typename Query, typename Stored>
 void store_rows(Stored* cache, float* kv_scale, const int64_t* slots, const Query* k,
-                const Query* v, int num_tokens, int G, int D) {
+                const Query* v, int num_tokens, int G, int D, int64_t k_stride,
+                int64_t v_stride) {
 #pragma omp parallel for if (num_tokens > 64)
     for (int token = 0; token < num_tokens; ++token) {
         if (slots[token] < 0) continue;
         for (int which = 0; which < 2; ++which)
             for (int g = 0; g < G; ++g) {
-                const Query* from = (which ? v : k) + (size_t(token) * G + g) * D;
+                const Query* from = (which ? v + token * v_stride : k + token * k_stride) + g * D;
                 const size_t row = (size_t(slots[token]) * 2 + which) * G + g;
                 Stored* to = cache + row * D;
                 if constexpr (std::is_same_v<Stored, int8_t>)
@@ -348,27 +350,25 @@ void store_rows(Stored* cache, float* kv_scale, const int64_t* slots, const Quer
     }
 }
 
+template <typename Query, typename Stored>
+void attend(Query* out, const Query* q, const Stored* cache, const float* kv_scale,
+            const int32_t* page_table, const int32_t* context_lens, const int32_t* cu_new,
+            int num_seqs, int H, int G, int D, int page_len, int most_pages, int most_new, int window,
+            float scale, float softcap) {
+    const Shape shape{num_seqs, H,        G,      D,     page_len,
+                      most_pages, most_new, window, scale, softcap};
+    Attention<Query, Stored>{shape,    out,        q,            cache,
+                             kv_scale, page_table, context_lens, cu_new}
+        .run();
+}
+
 }  // namespace
 
-#define EXPORT(NAME, QUERY, STORED)                                                              \
-    extern "C" void paged_attention_##NAME(                                                     \
-        QUERY* out, const QUERY* q, const STORED* cache, const float* kv_scale,                  \
-        const int32_t* page_table, const int32_t* context_lens, const int32_t* cu_new,           \
-        int num_seqs, int H, int G, int D, int page_len, int most_pages, int most_new,           \
-        int window, float scale, float softcap) {                                                \
-        const Shape shape{num_seqs, H,        G,      D,     page_len,                           \
-                          most_pages, most_new, window, scale, softcap};                         \
-        Attention<QUERY, STORED>{shape,      out,          q,     cache, kv_scale,               \
-                                 page_table, context_lens, cu_new}                               \
-            .run();                                                                              \
-    }                                                                                            \
-    extern "C" void write_kv_##NAME(STORED* cache, float* kv_scale, const int64_t* slots,        \
-                                    const QUERY* k, const QUERY* v, int num_tokens, int G,       \
-                                    int D) {                                                     \
-        store_rows(cache, kv_scale, slots, k, v, num_tokens, G, D);                              \
-    }
+#define EXPORT_ATTENTION(NAME, QUERY, STORED)              \
+    EXPORT(paged_attention_##NAME, attend<QUERY, STORED>)  \
+    EXPORT(write_kv_##NAME, store_rows<QUERY, STORED>)
 
-EXPORT(float32, float, float)
-EXPORT(bfloat16, bfloat16, bfloat16)
-EXPORT(int8_float32, float, int8_t)
-EXPORT(int8_bfloat16, bfloat16, int8_t)
+EXPORT_ATTENTION(float32, float, float)
+EXPORT_ATTENTION(bfloat16, bfloat16, bfloat16)
+EXPORT_ATTENTION(int8_float32, float, int8_t)
+EXPORT_ATTENTION(int8_bfloat16, bfloat16, int8_t)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmlab.model.config import ModelConfig
@@ -46,6 +47,11 @@ class RotaryEmbedding(nn.Module):
             cos, sin = cos * self._attention_factor, sin * self._attention_factor
         return cos.to(dtype), sin.to(dtype)
 
+    @property
+    def can_tabulate(self) -> bool:
+        """Whether the angles of a position are the same in every text."""
+        return not self._is_dynamic
+
     def _stretched(self, positions: Tensor) -> Tensor:
         """Return the frequencies (D,) for texts that reach the largest of `positions`."""
         longest = (positions.max() + 1).clamp(min=self._config.max_position_embeddings)
@@ -56,6 +62,30 @@ class RotaryEmbedding(nn.Module):
         super()._apply(fn, recurse)
         self.inv_freq = inverse_frequencies(self._config).to(self.inv_freq.device)
         return self
+
+
+class RotaryTable(nn.Module):
+    """The cosines and sines of all positions, computed once, to be looked up.
+
+    Args:
+        rotary: computes them; its scaling does not depend on the longest text (`can_tabulate`).
+        max_len: positions of the table.
+        dtype: of the cosines and sines.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, rotary: RotaryEmbedding, max_len: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        positions = torch.arange(max_len, device=rotary.inv_freq.device)[None]  # (1, max_len)
+        cos, sin = rotary(positions, dtype)  # (1, 1, max_len, D)
+        self.register_buffer("cos", cos[0, 0], persistent=False)
+        self.register_buffer("sin", sin[0, 0], persistent=False)
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return what `RotaryEmbedding` does, in the dtype of the table."""
+        return F.embedding(positions, self.cos)[:, None], F.embedding(positions, self.sin)[:, None]
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:

@@ -7,6 +7,8 @@ arXiv:2302.13971 (Llama), arXiv:2305.13245 (grouped queries), arXiv:2002.05202 (
 arXiv:1910.07467 (RMSNorm), arXiv:2505.09388 (Qwen3), arXiv:2310.06825 (Mistral).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -29,9 +31,11 @@ class Attention(nn.Module):
         H, G, bias = config.num_attention_heads, config.num_key_value_heads, config.qkv_bias
         self.layer = layer
         self.head_dim = D
+        self.sizes = (H * D, G * D, G * D)
         self.q_proj = nn.Linear(E, H * D, bias=bias)
         self.k_proj = nn.Linear(E, G * D, bias=bias)
         self.v_proj = nn.Linear(E, G * D, bias=bias)
+        self.qkv_proj: nn.Module | None = None  # all three at once, where fused.py has joined them
         self.o_proj = nn.Linear(H * D, E, bias=False)
         self.q_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else None
@@ -39,16 +43,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """Map (B, T, E) to (B, T, E); cos and sin are (B, 1, T, D)."""
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, D)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, G, D)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, G, T, D)
+        q, k, v = (x.view(B, T, -1, self.head_dim) for x in self._projected(x))  # (B, T, H | G, D)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
         q = rotate(q.transpose(1, 2), cos, sin)  # (B, H, T, D)
         k = rotate(k.transpose(1, 2), cos, sin)  # (B, G, T, D)
-        out = attend(self.layer, q, k, v)  # (B, H, T, D)
+        out = attend(self.layer, q, k, v.transpose(1, 2))  # (B, H, T, D)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
+
+    def _projected(self, x: Tensor) -> Sequence[Tensor]:
+        if self.qkv_proj is None:
+            return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.qkv_proj(x).split(self.sizes, dim=-1)
 
 
 class MLP(nn.Module):
@@ -59,9 +66,12 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj: nn.Module | None = None  # both and the gate, where fused.py joined them
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, E) to (B, T, E) through (B, T, F)."""
+        if self.gate_up_proj is not None:
+            return self.down_proj(self.gate_up_proj(x))
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
@@ -103,7 +113,7 @@ class Decoder(nn.Module):
             DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = RotaryEmbedding(config)
+        self.rotary_emb: nn.Module = RotaryEmbedding(config)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor | None, attend: Attend, *, recompute: bool

@@ -183,7 +183,7 @@ def test_a_failing_step_fails_every_stream_and_says_so(folder, caplog):
         waiting = [asyncio.create_task(read(engine, PROMPTS[1], ENDLESS)) for _ in range(2)]
         await asyncio.sleep(0)
         # A cache without layers makes every forward pass fail from now on.
-        engine._engine._runner._cache.clear()
+        engine._engine._runner._cache._layers.clear()
         with pytest.raises(ServerError, match="the engine stopped: IndexError"):
             async for _ in stream:
                 pass

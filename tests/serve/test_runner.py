@@ -1,5 +1,7 @@
 """The runner alone: a step of mixed slices equals the model run sequence by sequence."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def sequence(number: int, length: int, pages: list[int]) -> Sequence:
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "qwen2", "gpt2"])
 def test_a_mixed_step_equals_each_sequence_alone(architecture):
     model, tokenizer = tiny_model(architecture), tiny_tokenizer()
-    runner = Runner(model, tokenizer, num_pages=40, page_len=PAGE_LEN)
+    runner = Runner(deepcopy(model), tokenizer, num_pages=40, page_len=PAGE_LEN)
     # A decode after a chunk of 12, a chunk with context, a whole prompt, a prompt's first part,
     # and a decode at the start of a page; pages out of order.
     seqs = [
@@ -63,7 +65,7 @@ def test_a_mixed_step_equals_each_sequence_alone(architecture):
 def test_a_vocabulary_wider_than_the_tokenizer_never_yields_a_nameless_token():
     tokenizer = tiny_tokenizer()
     model = tiny_model("llama", vocab_size=tokenizer.vocab_size + 3000)
-    runner = Runner(model, tokenizer, num_pages=4, page_len=PAGE_LEN)
+    runner = Runner(deepcopy(model), tokenizer, num_pages=4, page_len=PAGE_LEN)
     seq = sequence(0, 5, [0, 1])
     (result,) = runner.run([Slice(seq, 0, 5)])
     with torch.inference_mode():

@@ -1,0 +1,124 @@
+"""The key/value cache in pages, and the tensors that tell a step where its tokens are.
+
+The tokens of all slices of a step lie packed in one row of the model; attention goes through the
+pages. Not here: who owns which page (pages.py), the model (runner.py).
+"""
+
+import math
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmlab.kernels.paged_attention import paged_attention, write_kv
+from llmlab.model import Attend, ModelConfig
+from llmlab.serve.sequence import Slice
+
+
+class PagedCache:
+    """Keys and values of all layers: `(num_pages * P, 2, G, D)` a layer.
+
+    Args:
+        config: of the model.
+        num_pages: pages in all.
+        page_len: P, tokens a page.
+        dtype: of keys and values.
+        device: where they lie.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        num_pages: int,
+        page_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.page_len = page_len
+        self.device = device
+        shape = (num_pages * page_len, 2, config.num_key_value_heads, config.head_dim)
+        self._layers = [_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+
+    def attend(self, inputs: "StepInputs") -> Attend:
+        """Return what stores a step's keys and values in their pages and attends to these."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache = self._layers[layer]
+            write_kv(cache, None, inputs.slots, k[0].transpose(0, 1), v[0].transpose(0, 1))
+            out = paged_attention(
+                q[0].transpose(0, 1),  # (N, H, D)
+                cache,
+                None,
+                inputs.page_table,
+                inputs.context_lens,
+                inputs.cu_new,
+                page_len=self.page_len,
+            )
+            return out.transpose(0, 1)[None]
+
+        return attend
+
+
+class StepInputs:
+    """What a step computes and where it lies; `fill` puts another step of the same size there.
+
+    Args:
+        num_tokens: N, new tokens of all sequences.
+        num_seqs: S, sequences.
+        most_pages: widest row of the page table.
+        cache: where keys and values lie.
+    """
+
+    def __init__(self, num_tokens: int, num_seqs: int, most_pages: int, cache: PagedCache) -> None:
+        self._page_len, self._device = cache.page_len, cache.device
+        self._long = np.zeros((3, num_tokens), dtype=np.int64)
+        self._short = np.zeros(2 * num_seqs + 1 + num_seqs * most_pages, dtype=np.int32)
+        long, short = (torch.from_numpy(numbers) for numbers in (self._long, self._short))
+        self._on_host = (long, short)
+        self._on_device = tuple(numbers.to(self._device) for numbers in self._on_host)
+        long, short = self._on_device
+        self.token_ids, self.positions = long[0:1], long[1:2]  # (1, N)
+        self.slots = long[2]  # (N,), place of each token in the cache
+        self.context_lens = short[:num_seqs]  # (S,)
+        self.cu_new = short[num_seqs : 2 * num_seqs + 1]  # (S + 1,)
+        self.page_table = short[2 * num_seqs + 1 :].view(num_seqs, most_pages)
+        self._table = self._short[2 * num_seqs + 1 :].reshape(num_seqs, most_pages)
+
+    @classmethod
+    def of(cls, slices: list[Slice], cache: PagedCache) -> "StepInputs":
+        """Return the inputs of a step, of just its size."""
+        most_pages = max(-(-part.end // cache.page_len) for part in slices)
+        inputs = cls(sum(part.num_tokens for part in slices), len(slices), most_pages, cache)
+        inputs.fill(slices)
+        return inputs
+
+    def fill(self, slices: list[Slice]) -> None:
+        """Put the numbers of a step of N tokens and S sequences into the tensors."""
+        P, S = self._page_len, len(slices)
+        ids, positions, slots = self._long
+        at = 0
+        for row, part in enumerate(slices):
+            end = at + part.num_tokens
+            pages = part.seq.pages[: -(-part.end // P)]
+            self._table[row, : len(pages)] = pages
+            ids[at:end] = part.seq.token_ids[part.start : part.end]
+            positions[at:end] = place = np.arange(part.start, part.end)
+            slots[at:end] = self._table[row, place // P] * P + place % P
+            at = end
+        self._short[:S] = [part.end for part in slices]
+        self._short[S : 2 * S + 1] = [0, *accumulate(part.num_tokens for part in slices)]
+        if self._device.type != "cpu":
+            for host, own in zip(self._on_host, self._on_device, strict=True):
+                own.copy_(host)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros that take memory on a CPU only where they are written to, unlike torch's."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes, line = math.prod(shape) * dtype.itemsize, 64  # a cache line of the processor
+    memory = np.zeros(num_bytes + line, dtype=np.uint8)
+    start = -memory.ctypes.data % line
+    return torch.from_numpy(memory[start : start + num_bytes]).view(dtype).view(shape)
