@@ -35,35 +35,23 @@ template <typename Numbers, typename Finish>
 void for_all_sums(const Rows& rows, int count, const char* weights, int num_pairs, int num_tiles,
                   Finish finish) {
     const int chunks = (count + ROWS_OF_TASK - 1) / ROWS_OF_TASK;
-    const auto share = [&](int task, auto multiply) {
-        const int pair = task / chunks, start = task % chunks * ROWS_OF_TASK;
-        const int end = std::min(start + ROWS_OF_TASK, count);
-        PairSums<typename Numbers::Sum> sums;
-        for (int row = start; row < end; row += MOST_ROWS) {
-            const int some = std::min(end - row, MOST_ROWS);
-            multiply(rows.data + row * rows.stride, rows.stride, some,
-                     weights + size_t(pair) * 2 * num_tiles * TILE_BYTES, num_tiles, sums);
-            finish(pair, row, some, sums);
-        }
-    };
-#if HAS_MATRIX_UNIT
-    if constexpr (!std::is_same_v<Numbers, Float32Words>)
-        if (may_use_matrix_unit()) {
 #pragma omp parallel
-            {
-                MatrixUnit unit;
-                const auto multiply = [&unit](auto&&... arguments) {
-                    multiply_pair<Numbers>(arguments..., unit);
-                };
+    {
+        Products products;
+        PairSums<typename Numbers::Sum> sums;
 #pragma omp for schedule(static)
-                for (int task = 0; task < num_pairs * chunks; ++task) share(task, multiply);
+        for (int task = 0; task < num_pairs * chunks; ++task) {
+            const int pair = task / chunks, start = task % chunks * ROWS_OF_TASK;
+            const int end = std::min(start + ROWS_OF_TASK, count);
+            for (int row = start; row < end; row += MOST_ROWS) {
+                const int some = std::min(end - row, MOST_ROWS);
+                products.multiply<Numbers>(rows.data + row * rows.stride, rows.stride, some,
+                                           weights + size_t(pair) * 2 * num_tiles * TILE_BYTES,
+                                           num_tiles, sums);
+                finish(pair, row, some, sums);
             }
-            return;
         }
-#endif
-    const auto multiply = [](auto&&... arguments) { multiply_pair<Numbers>(arguments...); };
-#pragma omp parallel for schedule(static)
-    for (int task = 0; task < num_pairs * chunks; ++task) share(task, multiply);
+    }
 }
 
 // What becomes of the sums of a row: bias, gate, and their place in the result.

@@ -1,8 +1,8 @@
 // Attention of packed new tokens over a paged cache; kernels/paged_attention.py says what it is.
 //
 // A task is some rows (the query heads of a key/value head, of neighbouring tokens) and the keys
-// they see, read in tiles: a tile holds all heads, as memory does, and its keys are widened to
-// float32 once for all rows of a head. The softmax is kept as it goes.
+// they see, read in tiles: a tile holds all heads, as memory does, and its keys and values are laid
+// out once for the products with all rows of a head (products.h). The softmax is kept as it goes.
 // Keys fall into blocks whose results are merged in order, by whoever computed them, so that a
 // token's result depends neither on the number of threads nor on the other sequences.
 
@@ -13,11 +13,12 @@
 #include "abi.h"
 #include "lanes.h"
 #include "prefetch.h"
+#include "products.h"
 #include "softmax.h"
 
 namespace {
 
-constexpr int ROWS = 48;
+constexpr int ROWS = 96;
 constexpr int KEYS = 64;
 constexpr int BLOCK = 512;
 constexpr int FETCHED = 8;  // cache lines at a time
@@ -25,9 +26,7 @@ constexpr int MANY = 1 << 20;
 constexpr float LOG2_E = 1.44269504f;
 
 struct Shape {
-    int num_seqs, H, G, D, page_len, most_pages;
-    int most_new;  // sequences with more new tokens are left out
-    int window;
+    int num_seqs, H, G, D, page_len, most_pages, window;
     float scale, softcap;
 
     int group() const { return H / G; }
@@ -49,20 +48,25 @@ struct Plan {
 };
 
 // What one thread works in.
-template <typename Stored>
+template <typename Query, typename Stored>
 struct Workspace {
-    Floats queries, scores, keys, block, result;
-    std::vector<Stored> padded;      // a head's keys and values where a row is no whole vectors
+    static constexpr int PER_WORD = 4 / sizeof(Query);
+    Floats scores, keys, values, block, result;  // keys and values as products want them, packed
+    std::vector<Query> queries, weights;         // rows of one head each
+    std::vector<Query> copies;       // a head's keys and values where they are not as in the cache
     const Stored* positions[KEYS];   // of the tile: where all heads of a position begin
     size_t scale_at[KEYS];           // and their scales
-    const Stored* key_rows[KEYS];    // of one head of the tile
-    const Stored* value_rows[KEYS];
+    const Query* key_rows[KEYS];     // of one head of the tile
+    const Query* value_rows[KEYS];
     float key_scale[KEYS], value_scale[KEYS];  // of one head of the tile; with int8 only
+    PairSums<float> sums;
+    Products unit;
 
     Workspace(int rows, int G, int width)
-        : queries(G * rows * width), scores(rows * KEYS), keys(width * KEYS),
+        : scores(rows * KEYS), keys(KEYS * width / PER_WORD), values(KEYS * width / PER_WORD),
           block(Softmax::size(G * rows, width)), result(Softmax::size(G * rows, width)),
-          padded((2 * KEYS + 1) * width) {}
+          queries(size_t(G * rows) * width), weights(rows * KEYS),
+          copies((2 * KEYS + 1) * width) {}
 };
 
 template <typename Query, typename Stored>
@@ -74,8 +78,13 @@ struct Attention {
     const float* kv_scale;
     const int32_t *page_table, *context_lens, *cu_new;
 
-    // D, padded to what fills whole vectors.
-    int width() const { return round_up(shape.D, LANES * 4 / sizeof(Stored)); }
+    typedef std::conditional_t<std::is_same_v<Query, float>, Float32Words, BFloat16Words> Numbers;
+    typedef Workspace<Query, Stored> Space;
+    static constexpr int PER_WORD = Space::PER_WORD;
+    static constexpr int PER_TILE = PER_WORD * TILE_WORDS;  // numbers of a row in a tile
+
+    // D, padded to whole tiles and to whole pairs of blocks.
+    int width() const { return round_up(shape.D, 2 * OUTPUTS); }
     int num_new(int seq) const { return cu_new[seq + 1] - cu_new[seq]; }
     int position(int seq, int row) const {
         return context_lens[seq] - num_new(seq) + row / shape.group();
@@ -93,7 +102,6 @@ struct Attention {
         Plan plan;
         for (int seq = 0; seq < shape.num_seqs; ++seq) {
             const int num_rows = num_new(seq) * shape.group();
-            if (num_new(seq) > shape.most_new) continue;
             if (!context_lens[seq]) {
                 const size_t row = size_t(shape.H) * shape.D;
                 std::fill(out + cu_new[seq] * row, out + cu_new[seq + 1] * row, Query{});
@@ -144,63 +152,97 @@ struct Attention {
     }
 
     // Finds the rows of one head's keys and values; what pads the tile is a row of zeros.
-    void find_head(int g, int count, Workspace<Stored>& space) const {
+    void find_head(int g, int count, Space& space) const {
         const int width = this->width(), D = shape.D;
-        Stored* copy = space.padded.data();
-        const Stored* zeros = copy + 2 * KEYS * width;
+        Query* copy = space.copies.data();
+        const Query* zeros = copy + 2 * KEYS * width;
         for (int key = 0; key < KEYS; ++key) {
-            const bool is_padding = key >= count;
-            const Stored* row = space.positions[key];
-            space.key_rows[key] = is_padding ? zeros : row + g * D;
-            space.value_rows[key] = is_padding ? zeros : row + (shape.G + g) * D;
-            if (kv_scale) {
-                const float* scales = is_padding ? nullptr : kv_scale + space.scale_at[key];
-                space.key_scale[key] = is_padding ? 0 : scales[g];
-                space.value_scale[key] = is_padding ? 0 : scales[shape.G + g];
+            if (key >= count) {
+                space.key_rows[key] = space.value_rows[key] = zeros;
+                space.key_scale[key] = space.value_scale[key] = 0;
+                continue;
             }
-            if (width == D || is_padding) continue;
-            std::copy_n(space.key_rows[key], D, copy + key * width);
-            std::copy_n(space.value_rows[key], D, copy + (KEYS + key) * width);
-            space.key_rows[key] = copy + key * width;
-            space.value_rows[key] = copy + (KEYS + key) * width;
+            const Stored* row = space.positions[key];
+            if (kv_scale) {
+                space.key_scale[key] = kv_scale[space.scale_at[key] + g];
+                space.value_scale[key] = kv_scale[space.scale_at[key] + shape.G + g];
+            }
+            space.key_rows[key] = row_of_head(row + g * D, copy + key * width);
+            space.value_rows[key] = row_of_head(row + (shape.G + g) * D, copy + (KEYS + key) * width);
         }
     }
 
-    // keys[d][key] as float32, for a tile.
-    void transpose_keys(int count, Workspace<Stored>& space, Ahead& next) const {
-        constexpr int PER_WORD = 4 / sizeof(Stored);
-        for (int key = 0; key < count; key += LANES)
-            for (int d = 0; d < width(); d += LANES * PER_WORD) {
+    // A head's numbers as they lie in the cache, or a copy of another type or width.
+    const Query* row_of_head(const Stored* row, Query* copy) const {
+        if constexpr (std::is_same_v<Query, Stored>) {
+            if (shape.D == width()) return row;
+            std::copy_n(row, shape.D, copy);
+        } else {
+            int d = 0;
+            for (; d + LANES <= shape.D; d += LANES) store(copy + d, load(row + d));
+            for (; d < shape.D; ++d) from_float(to_float(row[d]), copy + d);
+        }
+        return copy;
+    }
+
+    // Packs the keys: a block's outputs are 16 keys, its words run along D.
+    void pack_keys(int num_keys, Space& space, Ahead& next) const {
+        const int num_words = width() / PER_WORD;
+        for (int key = 0; key < num_keys; key += LANES) {
+            float* block = space.keys.data() + key / OUTPUTS * num_words * OUTPUTS + key % OUTPUTS;
+            for (int word = 0; word < num_words; word += LANES) {
                 Words rows[LANES];
                 for (int row = 0; row < LANES; ++row)
-                    rows[row] = load_raw<Words>(space.key_rows[key + row] + d);
+                    rows[row] = load_raw<Words>(space.key_rows[key + row] + word * PER_WORD);
                 next.fetch(FETCHED);
                 transpose(rows);
-                float* to = space.keys.data() + d * KEYS + key;
-                for (int row = 0; row < LANES; ++row, to += PER_WORD * KEYS) {
-                    store(to, number_of<Stored, 0>(rows[row]));
-                    if constexpr (PER_WORD > 1) store(to + KEYS, number_of<Stored, 1>(rows[row]));
-                    if constexpr (PER_WORD > 2) {
-                        store(to + 2 * KEYS, number_of<Stored, 2>(rows[row]));
-                        store(to + 3 * KEYS, number_of<Stored, 3>(rows[row]));
-                    }
-                }
+                for (int row = 0; row < LANES; ++row)
+                    std::memcpy(block + (word + row) * OUTPUTS, &rows[row], sizeof(Words));
             }
+        }
+    }
+
+    // Packs the values: a block's outputs are 16 of D, its words run along the keys.
+    void pack_values(int num_tiles, Space& space, Ahead& next) const {
+        const int width = this->width(), num_words = num_tiles * TILE_WORDS;
+        for (int word = 0; word < num_words; ++word) {
+            const Query* const* rows = space.value_rows + word * PER_WORD;
+            next.fetch(PER_WORD);
+            for (int d = 0; d < width; d += LANES) {
+                Words words;
+                if constexpr (PER_WORD == 1)
+                    words = load_raw<Words>(rows[0] + d);
+                else
+                    words = load_words(&rows[0][d].bits) | load_words(&rows[1][d].bits) << 16;
+                float* block = space.values.data() + d / OUTPUTS * num_words * OUTPUTS;
+                std::memcpy(block + word * OUTPUTS + d % OUTPUTS, &words, sizeof words);
+            }
+        }
     }
 
     // Scores of a tile, log2 e times, in space.scores; -inf where a row does not see a key.
-    void score(const Task& task, int g, int from, int count, Workspace<Stored>& space,
-               Ahead& next) const {
-        const int width = this->width(), padded = round_up(count, LANES);
-        transpose_keys(padded, space, next);
-        float* scores = space.scores.data();
-        const float* keys = space.keys.data();
-        std::fill(scores, scores + task.num_rows * KEYS, 0.0f);
-        multiply(space.queries.data() + g * task.num_rows * width, width,
-                 [keys](int d) { return keys + d * KEYS; }, scores, KEYS, task.num_rows, shape.D,
-                 padded);
+    void score(const Task& task, int g, int from, int count, Space& space, Ahead& next) const {
+        const int width = this->width(), padded = round_up(count, 2 * OUTPUTS);
+        const int num_tiles = width / PER_TILE;
+        pack_keys(padded, space, next);
+        const float factor = shape.softcap ? shape.scale : shape.scale * LOG2_E;
+        const Query* queries = space.queries.data() + size_t(g) * task.num_rows * width;
+        for (int first = 0; first < task.num_rows; first += MOST_ROWS) {
+            const int some = std::min(MOST_ROWS, task.num_rows - first);
+            for (int key = 0; key < padded; key += 2 * OUTPUTS) {
+                space.unit.template multiply<Numbers>(
+                    queries + first * width, width, some,
+                    space.keys.data() + key / PER_WORD * width, num_tiles, space.sums);
+                for (int row = 0; row < some; ++row)
+                    for (int block = 0; block < 2; ++block)
+                        for (int part = 0; part < OUTPUTS; part += LANES)
+                            store(space.scores.data() + (first + row) * KEYS + key +
+                                      block * OUTPUTS + part,
+                                  load(space.sums.of[block][row] + part) * factor);
+            }
+        }
         for (int row = 0; row < task.num_rows; ++row) {
-            float* line = scores + row * KEYS;
+            float* line = space.scores.data() + row * KEYS;
             if (kv_scale) rescale(line, space.key_scale);
             if (shape.softcap)
                 for (int key = 0; key < padded; key += LANES)
@@ -225,13 +267,15 @@ struct Attention {
         return x < zero ? -capped : capped;
     }
 
-    void attend(const Task& task, int g, int from, int count, Softmax& block,
-                Workspace<Stored>& space, Ahead& next) const {
-        const int width = this->width(), padded = round_up(count, LANES);
+    void attend(const Task& task, int g, int from, int count, Softmax& block, Space& space,
+                Ahead& next) const {
+        const int width = this->width(), num_tiles = round_up(count, PER_TILE) / PER_TILE;
+        const int padded = round_up(count, std::max(PER_TILE, 2 * OUTPUTS));
         find_head(g, count, space);
         score(task, g, from, count, space, next);
         for (int row = 0; row < task.num_rows; ++row) {
             float* line = space.scores.data() + row * KEYS;
+            Query* weights = space.weights.data() + row * KEYS;
             const int at = g * task.num_rows + row;
             Lanes tops = load(line);
             for (int key = LANES; key < padded; key += LANES) {
@@ -240,37 +284,44 @@ struct Attention {
             }
             const float top = std::max(block.top[at], largest(tops));
             if (top == -INFINITY) {
-                std::fill(line, line + padded, 0.0f);
+                std::fill(weights, weights + padded, Query{});
                 continue;
             }
             Lanes totals = {};
             for (int key = 0; key < padded; key += LANES) {
-                const Lanes weights = exp2_lanes(load(line + key) - top);
-                totals += weights;
-                store(line + key, weights);
+                Lanes x = exp2_lanes(load(line + key) - top);
+                totals += x;
+                if (kv_scale) x *= load(space.value_scale + key);
+                store(weights + key, x);
             }
             const float shrink = std::exp2(block.top[at] - top);
             block.top[at] = top;
             block.total[at] = block.total[at] * shrink + sum(totals);
-            for (int d = 0; d < width; ++d) block.values[at * width + d] *= shrink;
-            if (kv_scale) rescale(line, space.value_scale);
+            for (int d = 0; d < width; d += LANES)
+                store(block.values + at * width + d, load(block.values + at * width + d) * shrink);
         }
-        const auto values = [&](int key) {
-            next.fetch(1);
-            return space.value_rows[key];
-        };
-        multiply(space.scores.data(), KEYS, values,
-                 block.values + g * task.num_rows * width, width, task.num_rows, count, width);
+        pack_values(num_tiles, space, next);
+        for (int first = 0; first < task.num_rows; first += MOST_ROWS) {
+            const int some = std::min(MOST_ROWS, task.num_rows - first);
+            for (int d = 0; d < width; d += 2 * OUTPUTS) {
+                space.unit.template multiply<Numbers>(
+                    space.weights.data() + first * KEYS, KEYS, some,
+                    space.values.data() + d * num_tiles * TILE_WORDS, num_tiles, space.sums);
+                for (int row = 0; row < some; ++row) {
+                    float* to = block.values + (g * task.num_rows + first + row) * width + d;
+                    for (int part = 0; part < 2 * OUTPUTS; part += LANES)
+                        store(to + part, load(to + part) + load(space.sums.of[part / OUTPUTS][row] +
+                                                                part % OUTPUTS));
+                }
+            }
+        }
     }
 
-    void run(const Task& task, float* waiting, Workspace<Stored>& space) const {
+    void run(const Task& task, float* waiting, Space& space) const {
         const int width = this->width(), rows = task.num_rows;
-        const float scale = shape.softcap ? shape.scale : shape.scale * LOG2_E;
-        for (int at = 0; at < shape.G * rows; ++at) {
-            const Query* query = q + query_at(task, at / rows, at % rows);
-            for (int d = 0; d < shape.D; ++d)
-                space.queries[at * width + d] = to_float(query[d]) * scale;
-        }
+        for (int at = 0; at < shape.G * rows; ++at)
+            std::copy_n(q + query_at(task, at / rows, at % rows), shape.D,
+                        &space.queries[size_t(at) * width]);
         const int seen = position(task.seq, task.first_row + rows - 1) + 1;
         const int unseen = first_seen(position(task.seq, task.first_row));
         ahead(task, std::max(task.first_block * BLOCK, unseen / KEYS * KEYS), seen).fetch(MANY);
@@ -296,7 +347,7 @@ struct Attention {
         if (task.place == DIRECT) write(task, result);
     }
 
-    void merge(const Task& task, float* waiting, Workspace<Stored>& space) const {
+    void merge(const Task& task, float* waiting, Space& space) const {
         const int rows = shape.G * task.num_rows, width = this->width();
         Softmax result(space.result.data(), rows, width);
         result.clear();
@@ -319,7 +370,7 @@ struct Attention {
         Floats waiting(all.waiting);
 #pragma omp parallel
         {
-            Workspace<Stored> space(all.most_rows, shape.G, width());
+            Space space(all.most_rows, shape.G, width());
 #pragma omp for schedule(dynamic)
             for (size_t at = 0; at < all.tasks.size(); ++at)
                 run(all.tasks[at], waiting.data(), space);
@@ -353,10 +404,9 @@ void store_rows(Stored* cache, float* kv_scale, const int64_t* slots, const Quer
 template <typename Query, typename Stored>
 void attend(Query* out, const Query* q, const Stored* cache, const float* kv_scale,
             const int32_t* page_table, const int32_t* context_lens, const int32_t* cu_new,
-            int num_seqs, int H, int G, int D, int page_len, int most_pages, int most_new, int window,
-            float scale, float softcap) {
-    const Shape shape{num_seqs, H,        G,      D,     page_len,
-                      most_pages, most_new, window, scale, softcap};
+            int num_seqs, int H, int G, int D, int page_len, int most_pages, int window, float scale,
+            float softcap) {
+    const Shape shape{num_seqs, H, G, D, page_len, most_pages, window, scale, softcap};
     Attention<Query, Stored>{shape,    out,        q,            cache,
                              kv_scale, page_table, context_lens, cu_new}
         .run();

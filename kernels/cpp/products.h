@@ -171,3 +171,24 @@ inline void multiply_pair(const char* rows, size_t stride, int count, const char
         multiply_tiles<Number, false>(rows, stride, weights, num_tiles, sums);
 }
 #endif
+
+// The products of one thread, by the matrix unit or by vectors.
+class Products {
+    MatrixUnit unit;
+
+   public:
+    // Multiplies `count` rows of `width` numbers, at most MOST_ROWS, by a pair of blocks.
+    template <typename Numbers, typename Number, typename Weights>
+    void multiply(const Number* rows, size_t width, int count, const Weights* pair, int num_tiles,
+                  PairSums<typename Numbers::Sum>& sums) {
+        const char* left = reinterpret_cast<const char*>(rows);
+        const char* right = reinterpret_cast<const char*>(pair);
+#if HAS_MATRIX_UNIT
+        if constexpr (!std::is_same_v<Numbers, Float32Words>)
+            if (may_use_matrix_unit())
+                return multiply_pair<Numbers>(left, width * sizeof(Number), count, right, num_tiles,
+                                              sums, unit);
+#endif
+        multiply_pair<Numbers>(left, width * sizeof(Number), count, right, num_tiles, sums);
+    }
+};
