@@ -106,9 +106,11 @@ def _native_or_twin(native: str, twin: Callable[..., Any], *, always: bool) -> C
     def call(*arguments: Any) -> Any:
         if not ENABLED or not arguments[0].is_cpu:
             return twin(*arguments)
-        if not always:  # compilers take the twin and fuse it
-            if torch.compiler.is_compiling() or not _serving.get() or _needs_gradient(arguments):
-                return twin(*arguments)
+        # Compilers take the twin of what training uses, and fuse it.
+        if not always and (
+            torch.compiler.is_compiling() or not _serving.get() or _needs_gradient(arguments)
+        ):
+            return twin(*arguments)
         found = function()(*arguments)
         return twin(*arguments) if found is NotImplemented else found
 

@@ -64,4 +64,5 @@ _sample_tokens = define(
     twin=sample_tokens_twin,
     fake=_fake,
     kernel="sample_triton:sample_tokens",
+    native="sample_native:sample_tokens",
 )

@@ -30,9 +30,9 @@ class NotRecordable(Exception):
 
 
 class Tape:
-    """The calls of one run. `record` makes it; it owns the memory its calls write to."""
+    """The calls of one run. `record` makes it; it keeps the memory its calls write to."""
 
-    def __init__(self, calls: list[tuple[int, bytes]], memory: "_Memory") -> None:
+    def __init__(self, calls: list[tuple[int, bytes]], memory: "TapeMemory") -> None:
         self._words = [words for _, words in calls]
         self._memory = memory
         self._calls = (ctypes.c_void_p * (2 * len(calls)))()
@@ -51,11 +51,14 @@ class Tape:
         self._run(ctypes.addressof(self._calls), len(self))
 
 
-def record(function: Callable[[], Result]) -> tuple[Tape, Result]:
+def record(
+    function: Callable[[], Result], memory: "TapeMemory | None" = None
+) -> tuple[Tape, Result]:
     """Run a function and write down its native calls.
 
     Args:
         function: reads and writes memory that outlives the tape.
+        memory: for what lies between; tapes that never run at the same time can share one.
 
     Returns:
         The tape, and what the function returned: a run of the tape changes these same tensors.
@@ -63,7 +66,7 @@ def record(function: Callable[[], Result]) -> tuple[Tape, Result]:
     Raises:
         NotRecordable: it does something that is no native call.
     """
-    calls = _Calls()
+    calls = _Calls(memory or TapeMemory())
     token = recorder.set(calls)
     try:
         with _OnlyNative():
@@ -73,7 +76,7 @@ def record(function: Callable[[], Result]) -> tuple[Tape, Result]:
     return Tape(calls.calls, calls.memory), result
 
 
-class _Memory:
+class TapeMemory:
     """Memory for results, used again once nobody refers to a result any more."""
 
     def __init__(self) -> None:
@@ -81,14 +84,15 @@ class _Memory:
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a dense tensor whose numbers are not set."""
-        num_bytes = max(math.prod(shape), 1) * dtype.itemsize
+        count = math.prod(shape)
+        num_bytes = 1 << (max(count * dtype.itemsize, _LINE) - 1).bit_length()
         free = self._free.setdefault(num_bytes, [])
         store = free.pop() if free else bytearray(num_bytes + _LINE)
         start = -ctypes.addressof(ctypes.c_char.from_buffer(store)) % _LINE
         block = _block(num_bytes).from_buffer(store, start)
         # The tensor's storage holds the block, through views too, and lets go of it in the end.
         weakref.finalize(block, free.append, store)
-        return torch.frombuffer(block, dtype=dtype)[: math.prod(shape)].view(shape)
+        return torch.frombuffer(block, dtype=dtype)[:count].view(shape)
 
 
 @functools.cache
@@ -99,9 +103,9 @@ def _block(num_bytes: int) -> type:
 class _Calls(Recorder):
     """The calls as they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: TapeMemory) -> None:
         self.calls: list[tuple[int, bytes]] = []
-        self.memory = _Memory()
+        self.memory = memory
 
     def called(self, address: int, words: bytes) -> None:
         self.calls.append((address, words))

@@ -68,45 +68,35 @@ class Runner:
         )
         self._model = model
         self._logits = fuse_(model, scheme=scheme, max_len=self._max_len)
-        self._tapes = Tapes(self._logits_of, self._cache, self._max_len)
+        self._tapes = Tapes(self._states, self._cache, self._max_len)
 
     @torch.inference_mode()
     def run(self, slices: list[Slice]) -> list[Computed]:
         """Compute `slices`; results come in their order."""
         with serving():
-            wants_prompt = any(part.seq.params.prompt_logprobs is not None for part in slices)
-            logits = None if wants_prompt else self._tapes.run(slices)  # (N, V)
-            if logits is None:
-                return self._run_at_length(slices)
-            ends = accumulate(part.num_tokens for part in slices)
-            rows = [end - 1 for end, part in zip(ends, slices, strict=True) if part.wants_token]
-            return self._next_tokens(slices, logits if len(rows) == len(logits) else logits[rows])
-
-    def _run_at_length(self, slices: list[Slice]) -> list[Computed]:
-        inputs = StepInputs.of(slices, self._cache)
-        states = self._states(inputs).split([part.num_tokens for part in slices])  # (T, E) each
-        last = [own[-1] for own, part in zip(states, slices, strict=True) if part.wants_token]
-        results = self._next_tokens(slices, self._logits(torch.stack(last)) if last else None)
-        for at, (part, own) in enumerate(zip(slices, states, strict=True)):
-            if part.seq.params.prompt_logprobs is not None:
-                scored = self._prompt_logprobs(part, own)
-                results[at] = replace(results[at], prompt_logprobs=scored)
-        return results
+            states = self._tapes.run(slices)  # (N, E)
+            if states is None:
+                states = self._states(StepInputs.of(slices, self._cache))
+            ends = [*accumulate(part.num_tokens for part in slices)]
+            last = [end - 1 for end, part in zip(ends, slices, strict=True) if part.wants_token]
+            results = self._next_tokens(slices, states[last] if len(last) < len(states) else states)
+            for at, part in enumerate(slices):
+                if part.seq.params.prompt_logprobs is not None:
+                    own = states[ends[at] - part.num_tokens : ends[at]]
+                    results[at] = replace(results[at], prompt_logprobs=self._prompt(part, own))
+            return results
 
     def _states(self, inputs: StepInputs) -> Tensor:
         attend = self._cache.attend(inputs)
         return self._model.hidden(inputs.token_ids, inputs.positions, attend)[0]  # (N, E)
 
-    def _logits_of(self, inputs: StepInputs) -> Tensor:
-        return self._logits(self._states(inputs))  # (N, V)
-
-    def _next_tokens(self, slices: list[Slice], logits: Tensor | None) -> list[Computed]:
-        """Sample for every slice that ends where its sequence does; logits are theirs, (B, V)."""
+    def _next_tokens(self, slices: list[Slice], states: Tensor) -> list[Computed]:
+        """Sample for every slice that ends where its sequence does; states are theirs, (B, E)."""
         results = [Computed()] * len(slices)
         which = [at for at, part in enumerate(slices) if part.wants_token]
-        if logits is None or not which:
+        if not which:
             return results
-        logits = logits.float()
+        logits = self._logits(states).float()  # (B, V)
         seqs = [slices[at].seq for at in which]
         # A vocabulary padded for speed has ids that no text belongs to; they are never chosen.
         ids = sample(logits[:, : self._tokenizer.vocab_size], _settings(seqs)).tolist()
@@ -118,7 +108,7 @@ class Runner:
             results[at] = Computed(token_id, logprob)
         return results
 
-    def _prompt_logprobs(self, part: Slice, states: Tensor) -> tuple[TokenLogprob, ...]:
+    def _prompt(self, part: Slice, states: Tensor) -> tuple[TokenLogprob, ...]:
         """Score the prompt tokens that `part` predicts and nobody has scored; states (T, E)."""
         seq = part.seq
         first, last = max(part.start + 1, seq.num_scored), min(part.end, seq.prompt_len - 1)

@@ -2,7 +2,7 @@
 
 Every row has its own settings, and its result does not depend on the other rows of the batch: the
 randomness of a row is one uniform number, a hash of (seed, tokens sampled so far), turned into a
-token by the inverse of the cumulative distribution. Probabilities are float32, sums float64.
+token by the inverse of the cumulative distribution (llmlab/kernels/sample.py).
 
 Order, for rows with temperature > 0: logit bias, penalties, temperature, top-k, top-p, min-p.
 Not here: when to stop, what the ids mean, grammar constraints. Sources: arXiv:1904.09751 (top-p),
@@ -12,17 +12,15 @@ arXiv:2407.01082 (min-p), arXiv:1909.05858 (repetition penalty).
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmlab.errors import ModelError
+from llmlab.kernels.sample import sample_tokens
 
-_FIRST_CANDIDATES = 1024
-_BLOCK = 256
-_Number = TypeVar("_Number", int, float)
+_LARGEST_DRAW = 1 - 2**-24
+"""Below 1 in float32 too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +95,16 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
             f"logits has shape {tuple(logits.shape)} for {len(rows)} rows of settings; pass (B, V)"
         )
     scores = _with_penalties(_with_bias(logits.float(), rows), rows)  # (B, V)
-    random_rows = [row for row, temperature in enumerate(rows.temperature) if temperature > 0]
-    if len(random_rows) == len(rows):
-        return _sample_random(scores, rows, random_rows)
-    ids = scores.argmax(dim=-1)  # (B,)
-    if random_rows:
-        where = _index(random_rows, scores)
-        ids[where] = _sample_random(scores[where], rows, random_rows)
-    return ids
+    draws = [uniform(*pair) for pair in zip(rows.seed, rows.num_sampled, strict=True)]
+    B = len(rows)
+    return sample_tokens(
+        scores,
+        _column(rows.temperature, scores),
+        _column([min(k, scores.shape[1]) for k in rows.top_k or [0] * B], scores).int(),
+        _column(rows.top_p or [1.0] * B, scores),
+        _column(rows.min_p or [0.0] * B, scores),
+        _column([min(draw, _LARGEST_DRAW) for draw in draws], scores),
+    )
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, num_top: int = 0) -> TokenLogprobs:
@@ -178,98 +178,9 @@ def _with_penalties(scores: Tensor, rows: SamplingRows) -> Tensor:
     return scores
 
 
-def _sample_random(scores: Tensor, rows: SamplingRows, which: list[int]) -> Tensor:
-    """Sample the rows `which`; scores (R, V) holds only those rows; returns (R,)."""
-    V = scores.shape[1]
-    draws = [uniform(rows.seed[row], rows.num_sampled[row]) for row in which]
-    top_k = [k if 0 < k < V else V for k in _picked(rows.top_k, which, 0)]
-    top_p = _picked(rows.top_p, which, 1.0)
-    min_p = _picked(rows.min_p, which, 0.0)
-    temperature = _column([rows.temperature[row] for row in which], scores)
-    # Less the largest first, so that a tiny temperature does not overflow.
-    scores = (scores - scores.amax(dim=-1, keepdim=True)).div_(temperature)
-    probs = scores.softmax(dim=-1)  # (R, V)
-    if min(top_k) < V or min(top_p) < 1 or max(min_p) > 0:
-        # Each filter keeps what is at least as likely as some token, equal tokens alike.
-        least = _column(min_p, probs) * probs.amax(dim=-1, keepdim=True)  # (R, 1)
-        if min(top_k) < V or min(top_p) < 1:
-            least = torch.maximum(least, _least_of_nucleus(probs, top_k, top_p))
-        probs.masked_fill_(probs < least, 0)
-    return _invert(probs, draws)
-
-
-def _least_of_nucleus(probs: Tensor, top_k: list[int], top_p: list[float]) -> Tensor:
-    """Return the probability (R, 1) of the least likely token that top-k, then top-p keep."""
-    V = probs.shape[1]
-    best = _likeliest(probs, top_k, top_p)  # (R, C), in falling order
-    limit = _column(top_k, probs, torch.int64)
-    rank = torch.arange(best.shape[1], device=best.device)  # (C,)
-    kept = best.masked_fill(rank >= limit, 0).double()
-    # Top-p counts shares of what top-k left; without top-k the candidates are a part of 1.
-    total = torch.where(limit < V, kept.sum(dim=-1, keepdim=True), 1.0)
-    before = kept.cumsum(dim=-1) - kept
-    share = _column(top_p, probs, torch.float64)
-    kept = kept.masked_fill((before >= share * total) & (share < 1), 0)
-    last = (kept > 0).sum(dim=-1, keepdim=True).clamp(min=1) - 1  # (R, 1)
-    is_off = (limit >= V) & (share >= 1)
-    return best.gather(1, last).masked_fill(is_off, 0)
-
-
-def _likeliest(probs: Tensor, top_k: list[int], top_p: list[float]) -> Tensor:
-    """Return the largest probabilities in falling order, as few as hold what will be kept: (R, C).
-
-    Sorting a whole vocabulary costs more than a small model's step; nearly always the likeliest
-    thousand tokens hold the nucleus.
-    """
-    V = probs.shape[1]
-    count = max((k for k in top_k if k < V), default=1)
-    by_mass = [row for row, k in enumerate(top_k) if k == V and top_p[row] < 1]
-    if not by_mass:
-        return probs.topk(count, dim=-1).values
-    best = probs.topk(min(V, max(count, _FIRST_CANDIDATES)), dim=-1).values
-    mass = best[by_mass].sum(dim=-1, dtype=torch.float64)
-    share = torch.tensor([top_p[row] for row in by_mass], dtype=torch.float64, device=mass.device)
-    if bool((mass < share).any()):
-        return probs.sort(dim=-1, descending=True).values
-    return best
-
-
-def _invert(weights: Tensor, draws: list[float]) -> Tensor:
-    """Return for each row the first index whose cumulative weight exceeds draw x total: (R,).
-
-    Two levels, blocks and then one block, for a running sum over a whole vocabulary would be the
-    dearest step of all.
-    """
-    padding = -weights.shape[1] % _BLOCK
-    padded = F.pad(weights, (0, padding)) if padding else weights
-    blocks = padded.unflatten(1, (-1, _BLOCK))
-    sums = blocks.sum(dim=-1, dtype=torch.float64)  # (R, V / block)
-    target = _column(draws, weights, torch.float64) * sums.sum(dim=-1, keepdim=True)
-    block, target = _first_above(sums, target)
-    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK))[:, 0]  # (R, block)
-    index, _ = _first_above(inside.double(), target)
-    return (block * _BLOCK + index)[:, 0]
-
-
-def _first_above(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first index whose cumulative weight exceeds target, and the target's rest there.
-
-    Where rounding leaves no such index, it is the last one that has any weight.
-    """
-    cumulative = weights.cumsum(dim=-1)  # (R, C)
-    index = torch.searchsorted(cumulative, target, right=True)  # (R, 1)
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
-    index = torch.minimum(index, last)
-    return index, target - (cumulative.gather(1, index) - weights.gather(1, index))
-
-
-def _picked(values: Sequence[_Number] | None, which: list[int], off: _Number) -> list[_Number]:
-    return [off] * len(which) if values is None else [values[row] for row in which]
-
-
 def _index(values: Sequence[int], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=like.device)
 
 
-def _column(values: Sequence[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]  # (R, 1)
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)  # (B,)

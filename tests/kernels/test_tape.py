@@ -52,8 +52,7 @@ def test_memory_between_steps_is_used_again_and_the_result_is_not():
         assert torch.equal(found, first)
         gc.collect()
         # Of 15 results of one size, at most 4 live at the same time.
-        stores = tape._memory._free
-        assert sum(len(free) for free in stores.values()) <= 4
+        assert sum(len(free) for free in tape._memory._free.values()) <= 4
 
 
 def test_what_is_not_native_is_refused_by_name():

@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.kernels.sample import sample_tokens, sample_tokens_twin
-from tests.kernels.guards import guarded, inside_nan
+from tests.kernels.guards import WITH_AND_WITHOUT_INTERPRETER, guarded, inside_nan
+
+pytestmark = WITH_AND_WITHOUT_INTERPRETER
 
 
 def rows(B, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0):
