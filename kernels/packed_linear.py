@@ -5,7 +5,8 @@ outputs, [word][output]: vectors and matrix units read them from first to last. 
 (int32 of int8 weights), and a row's result does not depend on the other rows. `float32` and
 `bfloat16` keep the weights as they are. `int8` rounds them, a scale for each output, and takes the
 activations as 16-bit whole numbers of their row's scale, in two digits, so that the products are
-whole numbers; `int8-dynamic` rounds the activations to 8 bits. Not here: training, GPUs.
+whole numbers; `int8-dynamic` rounds the activations to 8 bits. `int4` keeps groups of 32 weights
+with a scale each, and multiplies them as bfloat16. Not here: training, GPUs.
 """
 
 from typing import Literal
@@ -14,15 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmlab.kernels.int4 import quantize_groups
 from llmlab.kernels.int8 import quantize_rows_twin
-from llmlab.kernels.native import address, empty, native_function
+from llmlab.kernels.native import NativeFunction, address, empty, native_function
 from llmlab.kernels.op import ENABLED
 
-Scheme = Literal["stored", "int8", "int8-dynamic"]
-"""How weights are kept: in their own dtype, or rounded to int8."""
+Scheme = Literal["stored", "int8", "int8-dynamic", "int4"]
+"""How weights are kept: in their own dtype, or rounded to int8 or int4."""
 
 _BLOCK = 16
-_TILE_BYTES = 64
+_TILE_WORDS = 16
+_GROUP = 32
 _DIGITS = {"int8": 2, "int8-dynamic": 1}
 
 
@@ -63,10 +66,13 @@ class PackedLinear(nn.Module):
             gates = _blocks(gate.detach(), 1)
             blocks = torch.stack((gates, blocks), dim=1).flatten(0, 1)  # a gate before each block
         self.scale: Tensor | None = None
-        if scheme != "stored":
+        if scheme == "stored":
+            self.weight = _words(blocks, 4 // blocks.dtype.itemsize)
+        elif scheme == "int4":
+            self.weight, self.scale = _int4(blocks)
+        else:
             numbers, self.scale = quantize_rows_twin(blocks.flatten(0, 1))
-            blocks = numbers.view(blocks.shape)
-        self.weight = _words(blocks)
+            self.weight = _words(numbers.view(blocks.shape), 4)
         self.bias = None if bias is None else bias.detach().float()
         function = _function(weight.dtype, scheme, is_wide=is_wide)
         assert function is not None, "the caller asks can_pack first"
@@ -83,12 +89,12 @@ class PackedLinear(nn.Module):
         out = empty((*x.shape[:-1], self.out_features), self.out_dtype)
         M = x.numel() // self.in_features
         sizes = (M, self.out_features, self.in_features, self.is_gated)
-        given = address(out), address(x), address(self.weight)
-        if self.scale is None:
-            self._function(*given, address(self.bias), *sizes)
-        else:
-            digits = _DIGITS[self.scheme]
-            self._function(*given, address(self.scale), address(self.bias), *sizes, digits)
+        scale = () if self.scale is None else (address(self.scale),)
+        digits = (_DIGITS[self.scheme],) if self.scheme in _DIGITS else ()
+        self._function(
+            address(out), address(x), address(self.weight), *scale, address(self.bias), *sizes,
+            *digits,
+        )  # fmt: skip
         return out
 
     def extra_repr(self) -> str:
@@ -100,11 +106,21 @@ class PackedLinear(nn.Module):
         )
 
 
-def _function(dtype: torch.dtype, scheme: Scheme, *, is_wide: bool = False):
-    is_int8 = scheme != "stored"
+_KINDS = {
+    "stored": ("", "ppppiiii"),
+    "int8": ("_int8", "pppppiiiii"),
+    "int8-dynamic": ("_int8", "pppppiiiii"),
+    "int4": ("_int4", "pppppiiii"),
+}
+"""Of each scheme: the function's name, and what it takes."""
+
+
+def _function(
+    dtype: torch.dtype, scheme: Scheme, *, is_wide: bool = False
+) -> NativeFunction | None:
+    kind, arguments = _KINDS[scheme]
     wide = "_wide" if is_wide and dtype != torch.float32 else ""
-    name = f"packed_linear{'_int8' if is_int8 else ''}{wide}"
-    return native_function(name, dtype, "pppppiiiii" if is_int8 else "ppppiiii")
+    return native_function(f"packed_linear{kind}{wide}", dtype, arguments)
 
 
 def _blocks(weight: Tensor, multiple: int) -> Tensor:
@@ -113,9 +129,16 @@ def _blocks(weight: Tensor, multiple: int) -> Tensor:
     return rows.view(-1, _BLOCK, weight.shape[1])
 
 
-def _words(blocks: Tensor) -> Tensor:
+def _words(blocks: Tensor, per_word: int) -> Tensor:
     """Lay (blocks, 16, in) out as (blocks, words, 16, numbers of a word), zeros last."""
-    per_word = 4 // blocks.dtype.itemsize
-    padded = F.pad(blocks, (0, -blocks.shape[2] % (_TILE_BYTES // blocks.dtype.itemsize)))
+    padded = F.pad(blocks, (0, -blocks.shape[2] % (_TILE_WORDS * per_word)))
     words = padded.unflatten(2, (-1, per_word))  # (blocks, 16, words, numbers)
     return words.transpose(1, 2).contiguous()
+
+
+def _int4(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Round (blocks, 16, in) to bytes (blocks, words, 16) and scales (blocks, groups, 16)."""
+    padded = F.pad(blocks, (0, -blocks.shape[2] % _GROUP)).flatten(0, 1)  # (out, in)
+    packed, scale = quantize_groups(padded, _GROUP)  # (out, in / 2), (out, groups)
+    numbers, scales = (x.view(-1, _BLOCK, x.shape[1]).transpose(1, 2) for x in (packed, scale))
+    return numbers.contiguous(), scales.contiguous()

@@ -5,6 +5,7 @@ pages. Not here: who owns which page (pages.py), the model (runner.py).
 """
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -19,11 +20,13 @@ from llmlab.serve.sequence import Slice
 class PagedCache:
     """Keys and values of all layers: `(num_pages * P, 2, G, D)` a layer.
 
+    With int8 each key and value of a head has a float32 scale, `(num_pages * P, 2, G)` a layer.
+
     Args:
         config: of the model.
         num_pages: pages in all.
         page_len: P, tokens a page.
-        dtype: of keys and values.
+        dtype: of keys and values: the model's, or int8.
         device: where they lie.
     """
 
@@ -40,17 +43,20 @@ class PagedCache:
         self.device = device
         shape = (num_pages * page_len, 2, config.num_key_value_heads, config.head_dim)
         self._layers = [_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+        self._scales: list[Tensor | None] = [None] * len(self._layers)
+        if dtype == torch.int8:
+            self._scales = [_zeros(shape[:3], torch.float32, device) for _ in self._layers]
 
     def attend(self, inputs: "StepInputs") -> Attend:
         """Return what stores a step's keys and values in their pages and attends to these."""
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache = self._layers[layer]
-            write_kv(cache, None, inputs.slots, k[0].transpose(0, 1), v[0].transpose(0, 1))
+            cache, scale = self._layers[layer], self._scales[layer]
+            write_kv(cache, scale, inputs.slots, k[0].transpose(0, 1), v[0].transpose(0, 1))
             out = paged_attention(
                 q[0].transpose(0, 1),  # (N, H, D)
                 cache,
-                None,
+                scale,
                 inputs.page_table,
                 inputs.context_lens,
                 inputs.cu_new,
@@ -59,6 +65,19 @@ class PagedCache:
             return out.transpose(0, 1)[None]
 
         return attend
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole pages, `(from, to)` each, in every layer."""
+        if not pairs:
+            return
+        place = torch.arange(self.page_len)
+        sources, targets = (
+            (torch.tensor(pages)[:, None] * self.page_len + place).flatten().to(self.device)
+            for pages in zip(*pairs, strict=True)
+        )
+        for store in (*self._layers, *self._scales):
+            if store is not None:
+                store[targets] = store[sources]
 
 
 class StepInputs:

@@ -47,6 +47,7 @@ class Runner:
         page_len: P, tokens per page.
         max_len: most tokens of a sequence; the model's own limit when None.
         scheme: how weights are kept on a CPU.
+        has_int8_kv: whether keys and values are kept as int8.
     """
 
     def __init__(
@@ -58,13 +59,18 @@ class Runner:
         page_len: int,
         max_len: int | None = None,
         scheme: Scheme = "stored",
+        has_int8_kv: bool = False,
     ) -> None:
         weight = model.head_weight()
         device, dtype = weight.device, weight.dtype
         self._tokenizer = tokenizer
         self._max_len = max_len or model.config.max_position_embeddings
         self._cache = PagedCache(
-            model.config, num_pages=num_pages, page_len=page_len, dtype=dtype, device=device
+            model.config,
+            num_pages=num_pages,
+            page_len=page_len,
+            dtype=torch.int8 if has_int8_kv else dtype,
+            device=device,
         )
         self._model = model
         self._logits = fuse_(model, scheme=scheme, max_len=self._max_len)

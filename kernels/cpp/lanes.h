@@ -228,3 +228,19 @@ inline void transpose(Words* rows) {
         transpose<2 * STEP>(rows);
     }
 }
+
+// Words of two bfloat16, the first in the lowest bits, rounded to the nearest, ties to even.
+inline Words pairs_of(Lanes first, Lanes second) {
+#if defined(__AVX512BF16__)
+    const __m512i order = (__m512i)Words{
+        16 << 16 | 0, 17 << 16 | 1, 18 << 16 | 2, 19 << 16 | 3, 20 << 16 | 4, 21 << 16 | 5,
+        22 << 16 | 6, 23 << 16 | 7, 24 << 16 | 8, 25 << 16 | 9, 26 << 16 | 10, 27 << 16 | 11,
+        28 << 16 | 12, 29 << 16 | 13, 30 << 16 | 14, 31 << 16 | 15};
+    return (Words)_mm512_permutexvar_epi16(
+        order, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#else
+    const Words low = bit_cast<Words>(first), high = bit_cast<Words>(second);
+    return (((low + 0x7fff + ((low >> 16) & 1)) >> 16) & 0xffff) |
+           ((high + 0x7fff + ((high >> 16) & 1)) & ~0xffff);
+#endif
+}

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llmlab.kernels.int4 import dequantize_groups, quantize_groups
 from llmlab.kernels.int8 import quantize_rows_twin
 from llmlab.kernels.packed_linear import PackedLinear, can_pack
 from tests.kernels.guards import guarded, inside_nan
@@ -43,7 +44,7 @@ def test_a_packed_layer_is_a_linear_layer(shape, dtype, has_bias):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("scheme", ["stored", "int8", "int8-dynamic"])
+@pytest.mark.parametrize("scheme", ["stored", "int8", "int8-dynamic", "int4"])
 def test_a_gated_layer_is_two_layers_and_the_gate_to_the_last_bit(shape, dtype, scheme):
     x, weight, gate, _ = layers(shape, dtype)
     joined = PackedLinear(weight, gate=gate, scheme=scheme)
@@ -71,6 +72,20 @@ def test_int8_is_the_product_with_rounded_weights(shape, dtype):
     torch.testing.assert_close(found.double(), exact, rtol=rtol, atol=atol + 2e-4)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int4_is_the_product_with_rounded_weights(shape, dtype):
+    x, weight, _, bias = layers(shape, dtype)
+    layer = PackedLinear(weight, bias, scheme="int4")
+    with guarded():
+        found = layer(x)
+    padded = F.pad(weight, (0, -weight.shape[1] % 32))
+    rounded = dequantize_groups(*quantize_groups(padded, 32))[:, : weight.shape[1]].bfloat16()
+    exact = F.linear(x.bfloat16().double(), rounded.double(), bias.double())
+    rtol, atol = TOLERANCE[dtype]
+    torch.testing.assert_close(found.double(), exact, rtol=rtol, atol=atol)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_int8_dynamic_rounds_activations_too(shape):
     x, weight, _, bias = layers(shape, torch.float32)
@@ -88,7 +103,7 @@ def test_int8_dynamic_rounds_activations_too(shape):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("scheme", ["stored", "int8", "int8-dynamic"])
+@pytest.mark.parametrize("scheme", ["stored", "int8", "int8-dynamic", "int4"])
 def test_a_row_does_not_depend_on_the_others(dtype, scheme):
     x, weight, gate, _ = layers((300, 90, 70), dtype)
     for layer in (PackedLinear(weight, scheme=scheme), PackedLinear(weight, gate=gate)):
