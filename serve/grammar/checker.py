@@ -61,19 +61,21 @@ class Checker:
         child = self._started()
         kind, text = library_text(spec)
         line, late = _ask(child, {"kind": kind, "text": text}, self._deadline_s)
-        if line:
+        if line.endswith("\n"):
             answer = json.loads(line)
             if "lark" in answer:
                 return answer["lark"]
             reason = _shortened(answer["error"])
         else:
             reason = self._cause_of_death(self._bury(child), late=late)
+            if self._closed:
+                raise ServerError("the grammar compiler was closed")
         raise RequestError(f"{spec.kind} cannot be used: {reason}", param=spec.kind)
 
     def _cause_of_death(self, status: int, *, late: bool) -> str:
         if late:
             return f"it takes more than {self._deadline_s:g} s to compile; make it simpler"
-        if status == -signal.SIGSEGV:
+        if status in (-signal.SIGSEGV, -signal.SIGBUS):  # the stack is full
             return "its rules or references nest too deeply; flatten it"
         return f"it takes more than {self._memory_mb} MB to compile; make it smaller"
 
@@ -86,6 +88,8 @@ class Checker:
             self._bury(child)
 
     def _started(self) -> "subprocess.Popen[str]":
+        if self._child is not None and self._child.poll() is not None:
+            self._bury(self._child)  # it died since the last answer
         with self._lock:
             if self._closed:
                 raise ServerError("the grammar compiler is closed; start the server again")
@@ -99,6 +103,7 @@ class Checker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 encoding="utf-8",
+                start_new_session=True,  # Ctrl-C is for the server, which ends it in its own time
             )
         line, _ = _ask(child, self._hello, _START_S)
         if line != "ready\n":

@@ -65,7 +65,7 @@ class GrammarCompiler:
         tokenizer: the model's.
         stop_ids: ids that end a text, beside the tokenizer's own.
         deadline_s: seconds that compiling one grammar may take.
-        memory_mb: MB (1e6 bytes) that compiling may take.
+        memory_mb: MB (1e6 bytes) of address space that compiling may take.
         max_entries: grammars remembered at most.
         max_bytes: bytes of their texts at most.
     """

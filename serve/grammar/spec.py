@@ -51,6 +51,7 @@ class GrammarSpec:
     """White-space characters allowed at a place where JSON allows any; 0 is compact JSON."""
 
     def __post_init__(self) -> None:
+        self._check_choice()
         asked = [field.name for field in fields(self) if self._has(field.name)]
         if len(asked) != 1:
             raise RequestError(
@@ -65,7 +66,6 @@ class GrammarSpec:
             check_regex(self.regex, "regex")
         if self.grammar is not None:
             check_grammar(self.grammar)
-        self._check_choice()
 
     @property
     def kind(self) -> Kind:
@@ -96,6 +96,10 @@ class GrammarSpec:
             )
 
     def _check_choice(self) -> None:
+        if not isinstance(self.choice, (list, tuple)):
+            raise RequestError(
+                f"choice is {type(self.choice).__name__}; send a list of strings", param="choice"
+            )
         object.__setattr__(self, "choice", tuple(self.choice))
         if len(self.choice) > MAX_CHOICES:
             raise RequestError(

@@ -20,6 +20,8 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 STACK_BYTES = 2**20
 """An eighth of what the server's threads have, so that what passes here does not crash there."""
+TRIAL_TOKENS = 4
+"""Tokens a grammar is followed for: some meet the limits of the library at once."""
 
 
 class Table:
@@ -44,20 +46,34 @@ class Table:
 def lark_of(kind: str, text: str) -> str:
     """Return a request's grammar in the library's own dialect."""
     if kind == "regex":
-        return f"start: /{regex_to_lark(text, "d")}/"
+        return f"start: /{regex_to_lark(text, 'd')}/"
     return any_to_lark(text) if kind == "grammar" else text
 
 
 def answer(request: dict[str, str], tokenizer: LLTokenizer, limits: LLParserLimits) -> dict:
-    """Try a grammar: compile it and see which tokens may come first."""
+    """Try a grammar: compile it and follow it for some tokens."""
     try:
         lark = lark_of(request["kind"], request["text"])
     except Exception as error:  # whatever a converter in Python meets in a hostile text
         return {"error": f"{type(error).__name__}: {error}"}
     matcher = LLMatcher(tokenizer, lark, log_level=0, limits=limits)
     if not matcher.is_error():
-        matcher.compute_bitmask()
+        follow(matcher, sum(1 << stop_id for stop_id in tokenizer.eos_tokens))
     return {"error": matcher.get_error()} if matcher.is_error() else {"lark": lark}
+
+
+def follow(matcher: LLMatcher, stops: int) -> None:
+    """Take the first token allowed, some times over; an error stays in the matcher.
+
+    Args:
+        matcher: at the start.
+        stops: a bit for each stop token.
+    """
+    for _ in range(TRIAL_TOKENS):
+        allowed = int.from_bytes(matcher.compute_bitmask(), "little") & ~stops
+        if matcher.is_error() or not allowed:
+            return
+        matcher.consume_token((allowed & -allowed).bit_length() - 1)
 
 
 def limit_memory(extra_bytes: int) -> None:

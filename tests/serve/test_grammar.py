@@ -28,7 +28,7 @@ KINDS = {"bpe": False, "unigram": False, "char": False, "wordpiece": True, "sent
 
 
 @cache
-def tokenizer(kind: str = "bpe") -> Tokenizer:
+def tokenizer(kind: Any = "bpe") -> Tokenizer:
     if kind == "bpe":
         return tiny_tokenizer()
     if kind != "sentencepiece":
