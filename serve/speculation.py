@@ -1,9 +1,9 @@
 """Drafts: tokens that are guessed, and checked by the model in one step instead of several.
 
-A draft rides behind the last token of a sequence. The model gives the next token after each token
-of it, sampled as it would be without a draft, with the same random number; as long as a draft token
-is the one sampled it is right, and the first that is not ends the step. So a request gets the tokens
-it would get without drafts, at any temperature, and only the time it takes depends on the guesses.
+A draft rides behind the last token of a sequence. The model gives the next token after each of its
+tokens, sampled as it would be without a draft, with the same random number; as long as a draft's
+token is the one sampled it is right, and the first that is not ends the step. So a request gets the
+tokens it would get without drafts, at any temperature; only its time depends on the guesses.
 
 How many to guess is arithmetic: a longer step costs what such steps took of late, a draft token is
 worth the chance that it and all before it are right. The number that gives most tokens a second is
