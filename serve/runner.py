@@ -74,6 +74,14 @@ class Runner:
                 results[at] = replace(results[at], prompt_logprobs=scored)
         return results
 
+    @torch.inference_mode()
+    def copy_pages(self, pairs: list[tuple[int, int]]) -> None:
+        """Copy whole pages of every layer, each pair from its first to its second."""
+        sources, targets = torch.tensor(pairs, device=self._device).T  # (C,) each
+        for cache in self._cache:
+            pages = cache.unflatten(0, (-1, self._page_len))  # (num_pages, P, 2, G, D)
+            pages[targets] = pages[sources]
+
     def _forward(self, slices: list[Slice]) -> Tensor:
         ids = [i for part in slices for i in part.seq.token_ids[part.start : part.end]]
         positions = [p for part in slices for p in range(part.start, part.end)]
