@@ -26,6 +26,8 @@ WINDOW = 9
 RENEW_AFTER = 64
 NUM_RENEWING = 3
 
+_TICK_S = 1e-6
+"""Shortest step; a clock can be coarser than that."""
 _UP, _DOWN = 0.7, 0.25
 """Part of the way, in logarithms, that the cost of a token moves up and down: slow steps are what
 this is about, so it learns them sooner than it forgets them."""
@@ -56,6 +58,7 @@ class Pace:
         """
         if not num_decodes:
             return
+        seconds = max(seconds, _TICK_S)
         if num_prompt_tokens:
             self._observe_mixed(num_decodes, num_prompt_tokens, seconds)
             return

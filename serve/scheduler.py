@@ -267,8 +267,7 @@ class Scheduler:
     def _release(self, seq: Sequence) -> None:
         self.pool.give_back(seq.pages)
         seq.pages = []
-        seq.num_computed = seq.num_chained = 0
-        seq.parent = seq.root
+        seq.num_computed = 0
 
     def _remember(self, seq: Sequence) -> None:
         """Make the pages findable that have become full."""

@@ -54,7 +54,6 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.level = self.params.priority
-        self.parent = self.root
 
     @property
     def root(self) -> Parent:
