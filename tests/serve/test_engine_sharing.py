@@ -46,10 +46,8 @@ def ids(length: int, seed: int = 0) -> list[int]:
     return torch.randint(0, 256, (length,), generator=generator).tolist()
 
 
-def sampled(seed: int, **fields) -> SamplingParams:
-    return SamplingParams(
-        **{"max_tokens": 12, "temperature": 1.3, "seed": seed, "ignore_eos": True} | fields
-    )
+def sampled(seed: int, max_tokens: int = 12) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=1.3, seed=seed, ignore_eos=True)
 
 
 def finish(engine: Engine) -> dict[int, list[Delta]]:
@@ -223,7 +221,7 @@ def test_a_group_that_begins_as_another_request_did(folder):
 
 
 def test_a_group_whose_prompt_is_scored_computes_it_for_each(folder):
-    params = [sampled(seed, prompt_logprobs=1) for seed in range(3)]
+    params = [replace(sampled(seed), prompt_logprobs=1) for seed in range(3)]
     with start(folder) as engine:
         numbers = engine.submit_group(ids(10), params)
         deltas = finish(engine)

@@ -40,7 +40,7 @@ def common(left: list[int], right: list[int]) -> int:
 
 
 def test_two_texts_with_one_hash_are_two():
-    """CPython's hash of a whole number is its rest modulo a prime: these two collide for certain."""
+    """CPython hashes a whole number to its rest modulo a prime, so these two surely collide."""
     here, there = [5, 6], [5 + sys.hash_info.modulus, 6]
     assert hash((ROOT, tuple(here))) == hash((ROOT, tuple(there)))
     cache = PrefixCache(2)

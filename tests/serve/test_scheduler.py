@@ -3,7 +3,7 @@
 Random lives are in test_accounting.py.
 """
 
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -82,12 +82,12 @@ def test_a_conversation_goes_on_from_what_was_generated():
 def test_nothing_is_shared_between_salts_or_adapters():
     lab = machine(page_len=4, max_batch_tokens=99, max_running=9)
     text = list(range(9))
-    for number, fields in enumerate([{}, {"salt": "s"}, {"adapter": "x"}, {"salt": "x"}] * 2):
-        lab.plan.add(sequence(number, text, 1, **fields))
-    steps = [lab.step()]
-    assert [part[1:] for part in steps[0]] == [(0, 9)] * 8
-    for number, fields in enumerate([{}, {"salt": "s"}, {"adapter": "x"}, {"salt": "y"}], 8):
-        lab.plan.add(sequence(number, text, 1, **fields))
+    roots = [(None, None), ("s", None), (None, "x"), ("x", None)]
+    for number, (salt, adapter) in enumerate(roots * 2):
+        lab.plan.add(sequence(number, text, 1, salt=salt, adapter=adapter))
+    assert [part[1:] for part in lab.step()] == [(0, 9)] * 8
+    for number, (salt, adapter) in enumerate([*roots[:3], ("y", None)], 8):
+        lab.plan.add(sequence(number, text, 1, salt=salt, adapter=adapter))
     assert lab.step() == [(8, 8, 9), (9, 8, 9), (10, 8, 9), (11, 0, 9)]
 
 
@@ -204,9 +204,38 @@ def test_a_priority_waits_for_a_bounded_number_of_turns(priorities):
         turns.append(lab.finished[-1].params.priority)
     for priority in priorities:
         served = [-1, *(turn for turn, each in enumerate(turns) if each == priority), len(turns)]
-        gaps = [late - early for early, late in zip(served, served[1:], strict=False)]
+        gaps = [late - early for early, late in pairwise(served)]
         assert max(gaps) <= PATIENCE + len(priorities) + 1
     assert turns.count(0) > 150, "and the best one is served most"
+
+
+def test_who_took_a_turn_keeps_its_place():
+    """A better request that came later is preempted before it."""
+    lab = machine(num_pages=4, page_len=2, max_running=2, cached=False)
+    numbers = count(1)
+    low = sequence(0, 2, 6, priority=9)
+    lab.plan.add(low)
+    before = 0
+    while low not in lab.finished:
+        while len(lab.plan.waiting) < 3:
+            lab.plan.add(sequence(next(numbers), 2, 6))
+        lab.step()
+        if low in lab.plan.running:
+            assert low.level == 0
+            assert low.num_generated == before + 1, "it was preempted"
+            before = low.num_generated
+    assert before == 5
+
+
+def test_who_was_preempted_is_next_whoever_waits():
+    lab = machine(num_pages=4, page_len=2, max_running=2)
+    lab.plan.add(sequence(0, 2, 6, client="busy"))
+    lab.plan.add(sequence(1, 2, 6, client="busy"))
+    while not lab.plan.num_preemptions:
+        lab.step()
+    lab.plan.add(sequence(2, 2, 1, client="new"))
+    lab.run()
+    assert [seq.number for seq in lab.finished] == [0, 1, 2]
 
 
 @settings(deadline=None, max_examples=60)
@@ -256,7 +285,8 @@ def test_two_backlogged_clients_get_the_same_service(data):
     backlog = {name: max_running + data.draw(st.integers(1, 9)) for name in "ab"} | {"c": 0}
     sizes = {client: data.draw(st.tuples(st.integers(1, 9), st.integers(1, 6))) for client in "abc"}
     visits = data.draw(st.sets(st.integers(0, 149)))
-    seen, service = set(), dict.fromkeys("abc", 0)
+    seen: set[int] = set()
+    service: dict[str, int] = {"a": 0, "b": 0, "c": 0}
     bound = PROMPT_WEIGHT * 9 + GENERATED_WEIGHT * 6 * max_running
     for step in range(150):
         waiting = [seq.client for seq in lab.plan.waiting]
