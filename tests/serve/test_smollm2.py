@@ -119,7 +119,7 @@ def test_two_hundred_prompts_that_share_beginnings_give_the_tokens_of_transforme
     num_tokens = 8
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, logprobs=0)
-    changes = {"max_running": 16, "max_batch_tokens": 64, "num_pages": 40}
+    changes = {"max_running": 16, "max_batch_tokens": 64, "num_pages": 80, "page_len": 4}
     with Engine(EngineConfig(model=folder, dtype="float32", **changes)) as engine:
         text = engine.encode(" ".join([*QUESTIONS, *TEXTS]))
         prompts = [
