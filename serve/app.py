@@ -113,6 +113,7 @@ class Routes:
             completions.FORM,
             model=self._name,
             num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+            client=request.state.client,
         )
         return await _respond(answer, body, request)
 
@@ -129,6 +130,7 @@ class Routes:
             chat_completions.FORM,
             model=self._name,
             num_prompt_tokens=len(prompt_ids),
+            client=request.state.client,
         )
         return await _respond(answer, body, request)
 

@@ -135,30 +135,65 @@ class AsyncEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Stream:
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        client: str = "",
+        is_streamed: bool = True,
+    ) -> Stream:
         """Queue one request; call it from a running event loop.
 
         It validates and queues at once, before the first `await`, so that a refusal can still
-        become an HTTP status.
+        become an HTTP status. The arguments are those of `Engine.submit`.
+
+        Raises:
+            RequestError: as `streams`.
+            ServerError: the engine has stopped.
+        """
+        return self.streams(prompt_ids, [params], client=client, is_streamed=is_streamed)[0]
+
+    def streams(
+        self,
+        prompt_ids: Sequence[int],
+        params: Sequence[SamplingParams],
+        *,
+        client: str = "",
+        is_streamed: bool = True,
+    ) -> list[Stream]:
+        """Queue several requests with one prompt, as `stream` does one.
+
+        The arguments are those of `Engine.submit_group`. Where one is refused, none is queued.
 
         Raises:
             RequestError: the prompt is empty, has ids outside the vocabulary, or does not fit
                 (status 400); the waiting queue is full (status 429).
             ServerError: the engine has stopped.
         """
-        self._engine.check(prompt_ids, params)
-        mailbox = _Mailbox(asyncio.get_running_loop(), asyncio.Queue())
+        for own in params:
+            self._engine.check(prompt_ids, own)
+        loop = asyncio.get_running_loop()
+        mailboxes = [_Mailbox(loop, asyncio.Queue()) for _ in params]
+        submit = partial(
+            self._engine.submit_group,
+            list(prompt_ids),
+            list(params),
+            client=client,
+            is_streamed=is_streamed,
+        )
         with self._wake:
             if not self.alive:
                 raise self._failure or ServerError("the engine is closed; start the server again")
-            if len(self._open) >= self.config.max_running + self.config.max_waiting:
+            most = self.config.max_running + self.config.max_waiting
+            if len(self._open) + len(mailboxes) > most:
                 raise RequestError(
                     f"{len(self._open)} requests run or wait already; try again later", status=429
                 )
-            self._open.add(mailbox)
-            self._inbox.append(partial(self._start, mailbox, list(prompt_ids), params))
+            self._open.update(mailboxes)
+            self._inbox.append(partial(self._start, mailboxes, submit))
             self._wake.notify()
-        return Stream(mailbox, self._abort)
+        return [Stream(mailbox, self._abort) for mailbox in mailboxes]
 
     @property
     def alive(self) -> bool:
@@ -213,9 +248,9 @@ class AsyncEngine:
             command()
         return True
 
-    def _start(self, mailbox: _Mailbox, prompt_ids: list[int], params: SamplingParams) -> None:
-        number = self._engine.submit(prompt_ids, params)
-        self._numbers[mailbox], self._mailboxes[number] = number, mailbox
+    def _start(self, mailboxes: list[_Mailbox], submit: Callable[[], list[int]]) -> None:
+        for mailbox, number in zip(mailboxes, submit(), strict=True):
+            self._numbers[mailbox], self._mailboxes[number] = number, mailbox
 
     def _forget(self, mailbox: _Mailbox) -> None:
         number = self._numbers.pop(mailbox, None)

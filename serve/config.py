@@ -37,6 +37,10 @@ class ServeConfig:
     """Most requests computed side by side."""
     max_waiting: int = 256
     """Most requests that wait for their turn; one more is refused with status 429."""
+    prefix_cache: bool = True
+    """Keep what was computed until its memory is needed, for prompts that begin the same."""
+    itl_ratio: float | None = 1.75
+    """Longest step while streams run, in times of a step that reads no prompt; None: no limit."""
     api_key_file: Path | None = None
     """File with one API key a line; every route but /health then asks for one of them."""
     shutdown_timeout_s: int = 5
@@ -67,6 +71,8 @@ class ServeConfig:
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
             max_waiting=self.max_waiting,
+            prefix_cache=self.prefix_cache,
+            itl_ratio=self.itl_ratio,
         )
 
 

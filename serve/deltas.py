@@ -48,6 +48,9 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     """On the first delta of a request that asked for them: one for each prompt token, None for the
     first one, which nothing predicts."""
+    num_cached_tokens: int = 0
+    """On the first delta: prompt tokens whose keys and values were already in the cache. Of several
+    requests submitted as one group, the one that computes the prompt has the number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class Output:
             finish_reason=reason,
             logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
             prompt_logprobs=deltas[0].prompt_logprobs,
+            num_cached_tokens=deltas[0].num_cached_tokens,
             first_token_s=first_token_s,
             total_s=total_s,
         )
@@ -106,14 +110,23 @@ class EngineStats:
     waiting: int
     """Requests that wait for their turn."""
     free_pages: int
+    """Pages that no request owns, cached ones included."""
+    cached_pages: int
+    """Those of them whose content a new prompt can still use."""
     num_pages: int
     prompt_tokens: int
-    """Total prompt tokens of all requests admitted, each counted once."""
+    """Total prompt tokens of all requests accepted, the prompt of a group counted once."""
+    prefix_queries: int
+    """Total prompt tokens that were looked for in the prefix cache."""
+    prefix_hits: int
+    """Those of them that were in it."""
     generated_tokens: int
     """Total tokens sampled."""
     requests: int
     """Total requests accepted."""
     preemptions: int
     """Total times a request gave its pages back and was computed again."""
+    copies: int
+    """Total pages copied because a request was to write into one that others use too."""
     steps: int
     """Total forward passes."""

@@ -16,11 +16,13 @@ from llmlab.hardware import pick_device, pick_dtype
 from llmlab.model import ModelConfig, load_model
 from llmlab.serve.deltas import Delta, EngineStats, FinishReason, Output, TokenLogprob
 from llmlab.serve.detokenize import TextStream
+from llmlab.serve.pace import Pace
 from llmlab.serve.pages import PagePool
 from llmlab.serve.params import EngineConfig, SamplingParams
+from llmlab.serve.prefix_cache import PrefixCache
 from llmlab.serve.runner import Computed, Runner
 from llmlab.serve.scheduler import Scheduler
-from llmlab.serve.sequence import Sequence, Slice
+from llmlab.serve.sequence import Sequence, Slice, Step
 
 
 @dataclass(slots=True)
@@ -67,10 +69,13 @@ class Engine:
         self._runner = Runner(
             language_model, self.tokenizer, num_pages=num_pages, page_len=config.page_len
         )
+        cache = PrefixCache(config.page_len) if config.prefix_cache else None
+        self._pace = None if config.itl_ratio is None else Pace(config.itl_ratio)
         self._scheduler = Scheduler(
-            PagePool(num_pages, config.page_len),
+            PagePool(num_pages, config.page_len, cache),
             max_batch_tokens=config.max_batch_tokens,
             max_running=config.max_running,
+            pace=self._pace,
         )
         self._requests: dict[int, _Request] = {}
         self._collected: dict[int, list[tuple[float, Delta]]] = {}
@@ -119,7 +124,11 @@ class Engine:
         self, prompts: list[abc.Sequence[int]], params: list[SamplingParams]
     ) -> abc.Generator[Output, None, None]:
         start = time.monotonic()
-        numbers = [self.submit(*pair) for pair in zip(prompts, params, strict=True)]
+        # Nobody reads these as they come: prompts are read as fast as the machine can.
+        numbers = [
+            self.submit(prompt_ids, own, is_streamed=False)
+            for prompt_ids, own in zip(prompts, params, strict=True)
+        ]
         self._collected.update({number: [] for number in numbers})
         try:
             for number, prompt_ids in zip(numbers, prompts, strict=True):
@@ -179,17 +188,83 @@ class Engine:
                     param=name,
                 )
 
-    def submit(self, prompt_ids: abc.Sequence[int], params: SamplingParams) -> int:
+    def submit(
+        self,
+        prompt_ids: abc.Sequence[int],
+        params: SamplingParams,
+        *,
+        client: str = "",
+        is_streamed: bool = True,
+    ) -> int:
         """Queue one request and return its number.
+
+        Args:
+            prompt_ids: the prompt.
+            params: how it is sampled.
+            client: who asks; among requests of one priority, the client that had the least
+                service goes first.
+            is_streamed: whether someone reads the tokens as they come; the prompts of others then
+                take no larger share of a step than `itl_ratio` allows.
 
         Raises:
             RequestError: as `check`.
         """
-        self.check(prompt_ids, params)
+        return self.submit_group(prompt_ids, [params], client=client, is_streamed=is_streamed)[0]
+
+    def submit_group(
+        self,
+        prompt_ids: abc.Sequence[int],
+        params: abc.Sequence[SamplingParams],
+        *,
+        client: str = "",
+        is_streamed: bool = True,
+    ) -> list[int]:
+        """Queue several requests with one prompt and return their numbers.
+
+        The prompt is computed once, unless they want its log-probabilities or differ in
+        `cache_salt`; they share its pages until each writes its own tokens.
+
+        Args:
+            prompt_ids: the prompt of all.
+            params: how each is sampled; at least one.
+            client: who asks.
+            is_streamed: as for `submit`.
+
+        Raises:
+            RequestError: as `check`; nothing is queued.
+        """
+        for own in params:
+            self.check(prompt_ids, own)
+        seqs = [
+            self._new_sequence(number, prompt_ids, own, client, is_streamed)
+            for number, own in enumerate(params, self._num_requests)
+        ]
+        is_shared = all(own.prompt_logprobs is None for own in params)
+        if is_shared and len({own.cache_salt for own in params}) == 1:
+            self._scheduler.add(*seqs)
+        else:
+            for seq in seqs:
+                self._scheduler.add(seq)
+        for seq in seqs:
+            wants_prompt = seq.params.prompt_logprobs is not None
+            text = TextStream(self.tokenizer, seq.params.stop)
+            self._requests[seq.number] = _Request(seq, text, [None] if wants_prompt else None)
+        self._num_requests += len(seqs)
+        self._num_prompt += len(prompt_ids)
+        return [seq.number for seq in seqs]
+
+    def _new_sequence(
+        self,
+        number: int,
+        prompt_ids: abc.Sequence[int],
+        params: SamplingParams,
+        client: str,
+        is_streamed: bool,
+    ) -> Sequence:
         num_prompt = len(prompt_ids)
         own_stops = frozenset() if params.ignore_eos else self._stop_ids
-        seq = Sequence(
-            number=self._num_requests,
+        return Sequence(
+            number=number,
             prompt_len=num_prompt,
             token_ids=list(prompt_ids),
             params=params,
@@ -198,36 +273,39 @@ class Engine:
             else num_prompt + params.max_tokens,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             stop_ids=own_stops.union(params.stop_token_ids),
+            client=client,
+            is_streamed=is_streamed,
         )
-        self._scheduler.add(seq)
-        self._requests[seq.number] = _Request(
-            seq,
-            TextStream(self.tokenizer, params.stop),
-            None if params.prompt_logprobs is None else [None],
-        )
-        self._num_requests += 1
-        self._num_prompt += num_prompt
-        return seq.number
 
     def step(self) -> list[tuple[int, Delta]]:
         """Run one forward pass; return what it added, by request number.
 
         A step that only reads parts of prompts adds nothing; so does one without work.
         """
-        slices = self._scheduler.schedule()
-        if not slices:
+        step = self._scheduler.schedule()
+        if not step.slices:
             return []
-        results = self._runner.run(slices)
-        self._scheduler.computed(slices)
+        results = self._compute(step)
+        self._scheduler.computed(step.slices)
         self._num_steps += 1
         deltas: list[tuple[int, Delta]] = []
-        for part, result in zip(slices, results, strict=True):
+        for part, result in zip(step.slices, results, strict=True):
             delta = self._advance(self._requests[part.seq.number], part, result)
             if delta is not None:
                 deltas.append((part.seq.number, delta))
                 if delta.finish_reason is not None:
                     self._forget(part.seq.number)
         return deltas
+
+    def _compute(self, step: Step) -> list[Computed]:
+        start = time.perf_counter()
+        if step.copies:
+            self._runner.copy_pages(step.copies)
+        results = self._runner.run(step.slices)
+        if self._pace is not None:
+            seconds = time.perf_counter() - start
+            self._pace.observe(step.num_decodes, step.num_prompt_tokens, seconds)
+        return results
 
     def abort(self, number: int) -> None:
         """Forget a request and free its pages; one that is finished is no error."""
@@ -241,15 +319,20 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return the counters; safe to call from any thread."""
+        plan = self._scheduler
         return EngineStats(
-            running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
-            free_pages=self._scheduler.pool.num_free,
-            num_pages=self._scheduler.pool.num_pages,
+            running=len(plan.running),
+            waiting=len(plan.waiting) + plan.num_parked,
+            free_pages=plan.pool.num_free,
+            cached_pages=plan.pool.num_cached,
+            num_pages=plan.pool.num_pages,
             prompt_tokens=self._num_prompt,
+            prefix_queries=plan.num_looked_up,
+            prefix_hits=plan.num_found,
             generated_tokens=self._num_generated,
             requests=self._num_requests,
-            preemptions=self._scheduler.num_preemptions,
+            preemptions=plan.num_preemptions,
+            copies=plan.num_copies,
             steps=self._num_steps,
         )
 
@@ -261,6 +344,7 @@ class Engine:
             seq.num_scored += len(result.prompt_logprobs)
         if not part.is_last:
             return None
+        is_first = not seq.num_generated
         text, finish_reason = "", "length"  # what becomes of a request that wants no token
         if result.token_id is not None:
             seq.token_ids.append(result.token_id)
@@ -273,6 +357,7 @@ class Engine:
             logprobs=() if result.logprob is None else (result.logprob,),
             finish_reason=finish_reason,
             prompt_logprobs=None if prompt_logprobs is None else tuple(prompt_logprobs),
+            num_cached_tokens=(seq.num_cached or 0) if is_first else 0,
         )
 
     def _forget(self, number: int) -> None:

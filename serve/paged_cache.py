@@ -68,16 +68,11 @@ class PagedCache:
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages, `(from, to)` each, in every layer."""
-        if not pairs:
-            return
-        place = torch.arange(self.page_len)
-        sources, targets = (
-            (torch.tensor(pages)[:, None] * self.page_len + place).flatten().to(self.device)
-            for pages in zip(*pairs, strict=True)
-        )
+        sources, targets = torch.tensor(pairs, device=self.device).T  # (C,) each
         for store in (*self._layers, *self._scales):
             if store is not None:
-                store[targets] = store[sources]
+                pages = store.unflatten(0, (-1, self.page_len))  # (num_pages, P, 2, G, ...)
+                pages[targets] = pages[sources]
 
 
 class StepInputs:

@@ -21,7 +21,7 @@ class SamplingParams:
     """How one request is sampled and when it ends.
 
     Names and ranges are the OpenAI API's; `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`,
-    `min_tokens` and `stop_token_ids` are vLLM's additions to it.
+    `min_tokens`, `stop_token_ids`, `priority` and `cache_salt` are vLLM's additions to it.
 
     Raises:
         RequestError: a value is out of its range, NaN or infinite; `.param` names the field.
@@ -59,6 +59,10 @@ class SamplingParams:
     """Go on past the tokenizer's stop tokens."""
     min_tokens: int = 0
     """Tokens to generate before any stop token or stop string counts."""
+    priority: int = 0
+    """Lower is served earlier, and gives its memory up later."""
+    cache_salt: str | None = None
+    """What this prompt leaves in the prefix cache is found only by requests with the same salt."""
 
     def __post_init__(self) -> None:
         _real(self, "temperature", 0, 2)
@@ -70,11 +74,17 @@ class SamplingParams:
         _whole(self, "max_tokens", 0, optional=True)
         _whole(self, "top_k", 0)
         _whole(self, "min_tokens", 0)
+        _whole(self, "priority", -(2**31), 2**31 - 1)
         _whole(self, "seed", -(2**63), 2**63 - 1, optional=True)
         _whole(self, "logprobs", 0, MAX_TOP_LOGPROBS, optional=True)
         _whole(self, "prompt_logprobs", 0, MAX_TOP_LOGPROBS, optional=True)
         self._check_stops()
         self._check_bias()
+        salt = self.cache_salt
+        if salt is not None and (not isinstance(salt, str) or not salt):
+            raise RequestError(
+                f"cache_salt={salt!r} is not a non-empty string; leave it out", param="cache_salt"
+            )
 
     def _check_stops(self) -> None:
         for text in self.stop:
@@ -132,6 +142,11 @@ class EngineConfig:
     """Most requests computed side by side."""
     max_waiting: int = 256
     """Most requests that wait for their turn; one more is refused with status 429."""
+    prefix_cache: bool = True
+    """Keep what was computed until its memory is needed, for prompts that begin the same."""
+    itl_ratio: float | None = 1.75
+    """While streams run, a step reads no more of prompts than makes it take so many times what it
+    would take without, above 1; None reads as much as fits `max_batch_tokens`."""
 
     def __post_init__(self) -> None:
         for name in ("page_len", "kv_memory_mb", "max_running", "max_waiting"):
@@ -140,6 +155,11 @@ class EngineConfig:
         for name in ("max_model_len", "num_pages"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1, or left out")
+        if self.itl_ratio is not None and not 1 < self.itl_ratio < math.inf:
+            raise ConfigError(
+                f"itl_ratio={self.itl_ratio} must be above 1: a step that also reads a prompt "
+                "takes longer than one that does not"
+            )
         if self.max_batch_tokens <= self.max_running:
             raise ConfigError(
                 f"max_batch_tokens={self.max_batch_tokens} must be above "

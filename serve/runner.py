@@ -5,7 +5,7 @@ Not here: which slices (scheduler.py), what becomes of a sampled token (engine.p
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import abc
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 
@@ -92,6 +92,11 @@ class Runner:
                     results[at] = replace(results[at], prompt_logprobs=self._prompt(part, own))
             return results
 
+    @torch.inference_mode()
+    def copy_pages(self, pairs: abc.Sequence[tuple[int, int]]) -> None:
+        """Copy whole pages of every layer, each pair from its first to its second."""
+        self._cache.copy_pages(pairs)
+
     def _states(self, inputs: StepInputs) -> Tensor:
         attend = self._cache.attend(inputs)
         return self._model.hidden(inputs.token_ids, inputs.positions, attend)[0]  # (N, E)
@@ -140,7 +145,7 @@ class Runner:
             for token_id, value, top in zip(token_ids, found.sampled.tolist(), tops, strict=True)
         )
 
-    def _named(self, top: Iterable[tuple[int, float]], count: int) -> tuple[TokenLogprob, ...]:
+    def _named(self, top: abc.Iterable[tuple[int, float]], count: int) -> tuple[TokenLogprob, ...]:
         named = (pair for pair in top if pair[0] < self._tokenizer.vocab_size)
         return tuple(self._entry(*pair) for pair in islice(named, count))
 
@@ -172,7 +177,7 @@ def _settings(seqs: list[Sequence]) -> SamplingRows:
     )
 
 
-def _bias(seq: Sequence) -> Mapping[int, float]:
+def _bias(seq: Sequence) -> abc.Mapping[int, float]:
     if seq.num_generated >= seq.params.min_tokens:
         return seq.params.logit_bias
     return {**seq.params.logit_bias, **dict.fromkeys(seq.stop_ids, -math.inf)}

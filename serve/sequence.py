@@ -6,6 +6,7 @@ Not here: its text (detokenize.py), who asked for it (engine.py).
 from dataclasses import dataclass, field
 
 from llmlab.serve.params import SamplingParams
+from llmlab.serve.prefix_cache import Parent
 
 
 @dataclass(slots=True, eq=False)
@@ -28,12 +29,36 @@ class Sequence:
     """What its random numbers come from."""
     stop_ids: frozenset[int] = frozenset()
     """Token ids that end it."""
+    client: str = ""
+    """Who asked for it; the engine is fair between clients."""
+    adapter: str | None = None
+    """The adapter it runs with; what one computed is of no use to another."""
+    is_streamed: bool = True
+    """Someone reads its tokens as they come, so prompts must not hold them up."""
     num_computed: int = 0
     """Leading tokens whose keys and values are in the pages."""
     pages: list[int] = field(default_factory=list)
     """Owned pages, in the order of the positions they hold."""
     num_scored: int = 1
     """Leading prompt tokens that need no log-probability any more; nothing predicts the first."""
+    num_cached: int | None = None
+    """Prompt tokens that were in the cache when it first got pages; None before."""
+    level: int = 0
+    """Its effective priority, lower is earlier."""
+    group: "Group | None" = None
+    """The sequences that share its prompt, until it has that prompt's pages."""
+    num_chained: int = 0
+    """Leading pages that the prefix cache has been told about."""
+    parent: Parent = (None, None)
+    """The prefix cache's entry of the last of them."""
+
+    def __post_init__(self) -> None:
+        self.level = self.params.priority
+
+    @property
+    def root(self) -> Parent:
+        """Where its pages' chain begins in the prefix cache."""
+        return self.params.cache_salt, self.adapter
 
     @property
     def num_pending(self) -> int:
@@ -44,6 +69,39 @@ class Sequence:
     def num_generated(self) -> int:
         """Tokens after the prompt."""
         return len(self.token_ids) - self.prompt_len
+
+    @property
+    def num_findable(self) -> int:
+        """Most leading tokens that may come from the cache.
+
+        One must be computed, for its logits give the next token; and where the prompt's
+        log-probabilities are wanted, so must all that predict a token not scored yet.
+        """
+        if self.params.prompt_logprobs is not None and self.num_scored < self.prompt_len:
+            return self.num_scored - 1
+        return len(self.token_ids) - 1
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Sequences with one prompt, which the first of them, the reader, computes for all.
+
+    The others are parked until then; after that they wait for their turn like anyone, and the
+    group owns the prompt's pages for them, so that these outlive the reader.
+    """
+
+    reader: Sequence | None
+    """The one that computes the prompt; None once it is computed."""
+    parked: list[Sequence]
+    """Sequences that wait for the reader."""
+    num_waiting: int = 0
+    """Sequences that the prompt has been computed for and that have not begun."""
+    pages: list[int] = field(default_factory=list)
+    """The prompt's, while some have not begun; none where memory was short."""
+    num_chained: int = 0
+    """Leading pages that the prefix cache knows."""
+    parent: Parent = (None, None)
+    """The cache's entry of the last of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +126,20 @@ class Slice:
     def wants_token(self) -> bool:
         """True when its last token predicts one to append."""
         return self.is_last and self.end < self.seq.max_len
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one forward pass computes."""
+
+    slices: list[Slice]
+    """Of different sequences, those with a single token first."""
+    copies: list[tuple[int, int]]
+    """Pages to copy before, from and to."""
+    num_decodes: int = 0
+    """Leading slices that add a token to a running sequence."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the other slices."""
+        return sum(part.num_tokens for part in self.slices[self.num_decodes :])

@@ -77,3 +77,15 @@ def test_a_vocabulary_wider_than_the_tokenizer_never_yields_a_nameless_token():
     assert [entry.token_id for entry in result.logprob.top] == best.indices.tolist()
     # The nameless ids keep their share: float32 sums in another order.
     assert abs(result.logprob.logprob - best.values[0]) < 1e-4
+
+
+def test_copied_pages_are_the_same_to_attention():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    runner = Runner(model, tokenizer, num_pages=12, page_len=PAGE_LEN)
+    seq = sequence(0, 10, [3, 7, 5])
+    runner.run([Slice(seq, 0, 9)])
+    (expected,) = runner.run([Slice(seq, 9, 10)])
+    # A page may be the source of one pair and the target of another: all are read first.
+    runner.copy_pages([(3, 0), (7, 3), (5, 11)])
+    seq.pages = [0, 3, 11]
+    assert runner.run([Slice(seq, 9, 10)]) == [expected]
