@@ -71,6 +71,8 @@ class Stream(AsyncIterator[Delta]):
             self._done = True
             raise item
         self._done = item.finish_reason is not None
+        if item.error is not None:
+            raise item.error
         return item
 
     async def __aenter__(self) -> Self:

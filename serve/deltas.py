@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llmlab.errors import RequestError
+
 FinishReason = Literal["stop", "length", "abort"]
 """stop: a stop token or stop string; length: max_tokens or the context; abort: cancelled."""
 
@@ -51,6 +53,8 @@ class Delta:
     num_cached_tokens: int = 0
     """On the first delta: prompt tokens whose keys and values were already in the cache. Of several
     requests submitted as one group, the one that computes the prompt has the number."""
+    error: RequestError | None = None
+    """Why the request could not go on, with finish_reason "abort": its grammar ran into a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class Output:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     num_cached_tokens: int = 0
     """Prompt tokens whose keys and values were already in the cache."""
+    error: RequestError | None = None
+    """Why it could not go on, with finish_reason "abort"."""
     first_token_s: float | None = None
     """Seconds from arrival to the first token; None when none was generated."""
     total_s: float = 0.0
@@ -95,6 +101,7 @@ class Output:
             finish_reason=reason,
             logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
             prompt_logprobs=deltas[0].prompt_logprobs,
+            error=deltas[-1].error,
             num_cached_tokens=deltas[0].num_cached_tokens,
             first_token_s=first_token_s,
             total_s=total_s,
@@ -128,5 +135,9 @@ class EngineStats:
     """Total times a request gave its pages back and was computed again."""
     copies: int
     """Total pages copied because a request was to write into one that others use too."""
+    drafted_tokens: int
+    """Total tokens guessed and checked."""
+    accepted_tokens: int
+    """Total of those that were right."""
     steps: int
     """Total forward passes."""

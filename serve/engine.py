@@ -7,7 +7,7 @@ Reads a model folder.
 import secrets
 import time
 from collections import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -16,13 +16,19 @@ from llmlab.hardware import pick_device, pick_dtype
 from llmlab.model import ModelConfig, load_model
 from llmlab.serve.deltas import Delta, EngineStats, FinishReason, Output, TokenLogprob
 from llmlab.serve.detokenize import TextStream
+from llmlab.serve.grammar.compiler import GrammarCompiler
+from llmlab.serve.grammar.spec import GrammarSpec
+from llmlab.serve.grammar.state import GrammarState
+from llmlab.serve.next_tokens import Computed
 from llmlab.serve.pace import Pace
 from llmlab.serve.pages import PagePool
 from llmlab.serve.params import EngineConfig, SamplingParams
 from llmlab.serve.prefix_cache import PrefixCache
-from llmlab.serve.runner import Computed, Runner
+from llmlab.serve.runner import Runner
 from llmlab.serve.scheduler import Scheduler
 from llmlab.serve.sequence import Sequence, Slice, Step
+from llmlab.serve.sizes import context_len, num_pages_for
+from llmlab.serve.speculation import Chance, NgramIndex, StepCost, draft_lens
 
 
 @dataclass(slots=True)
@@ -33,6 +39,8 @@ class _Request:
     text: TextStream
     prompt_logprobs: list[TokenLogprob | None] | None
     """Until the first delta carries them away; None when they are not wanted."""
+    guesses: NgramIndex = field(default_factory=NgramIndex)
+    chance: Chance = field(default_factory=Chance)
 
 
 class Engine:
@@ -61,14 +69,22 @@ class Engine:
         language_model, self.tokenizer = load_model(config.model, dtype=dtype, device=device)
         self.config = config
         self.model_config: ModelConfig = language_model.config
-        max_len = _context_len(config, self.model_config)
-        num_pages = config.num_pages or _num_pages(config, self.model_config, dtype, max_len)
+        max_len = context_len(config, self.model_config)
+        num_pages = config.num_pages or num_pages_for(config, self.model_config, dtype, max_len)
         self.max_model_len: int = min(max_len, num_pages * config.page_len)
         """Most tokens of prompt and answer together."""
         self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
         self._runner = Runner(
-            language_model, self.tokenizer, num_pages=num_pages, page_len=config.page_len
+            language_model,
+            self.tokenizer,
+            num_pages=num_pages,
+            page_len=config.page_len,
+            max_len=self.max_model_len,
+            scheme=config.quantize,
+            has_int8_kv=config.kv_dtype == "int8",
         )
+        self._grammars = GrammarCompiler(self.tokenizer, stop_ids=self.model_config.eos_token_ids)
+        self._cost = StepCost()
         cache = PrefixCache(config.page_len) if config.prefix_cache else None
         self._pace = None if config.itl_ratio is None else Pace(config.itl_ratio)
         self._scheduler = Scheduler(
@@ -80,6 +96,7 @@ class Engine:
         self._requests: dict[int, _Request] = {}
         self._collected: dict[int, list[tuple[float, Delta]]] = {}
         self._num_requests = self._num_prompt = self._num_generated = self._num_steps = 0
+        self._num_drafted = self._num_right = 0
 
     def __enter__(self) -> Self:
         return self
@@ -91,6 +108,7 @@ class Engine:
         """Abort whatever still runs. May be called twice."""
         for number in list(self._requests):
             self.abort(number)
+        self._grammars.close()
 
     def generate(
         self,
@@ -235,9 +253,12 @@ class Engine:
         """
         for own in params:
             self.check(prompt_ids, own)
+        grammars = [self._state_of(own.grammar) for own in params]
         seqs = [
-            self._new_sequence(number, prompt_ids, own, client, is_streamed)
-            for number, own in enumerate(params, self._num_requests)
+            self._new_sequence(number, prompt_ids, own, grammar, client, is_streamed)
+            for number, (own, grammar) in enumerate(
+                zip(params, grammars, strict=True), self._num_requests
+            )
         ]
         is_shared = all(own.prompt_logprobs is None for own in params)
         if is_shared and len({own.cache_salt for own in params}) == 1:
@@ -253,11 +274,15 @@ class Engine:
         self._num_prompt += len(prompt_ids)
         return [seq.number for seq in seqs]
 
+    def _state_of(self, spec: GrammarSpec | None) -> GrammarState | None:
+        return None if spec is None else self._grammars.compile(spec).state()
+
     def _new_sequence(
         self,
         number: int,
         prompt_ids: abc.Sequence[int],
         params: SamplingParams,
+        grammar: GrammarState | None,
         client: str,
         is_streamed: bool,
     ) -> Sequence:
@@ -273,6 +298,7 @@ class Engine:
             else num_prompt + params.max_tokens,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             stop_ids=own_stops.union(params.stop_token_ids),
+            grammar=grammar,
             client=client,
             is_streamed=is_streamed,
         )
@@ -282,6 +308,8 @@ class Engine:
 
         A step that only reads parts of prompts adds nothing; so does one without work.
         """
+        if self.config.speculate != "none":
+            self._draft()
         step = self._scheduler.schedule()
         if not step.slices:
             return []
@@ -302,10 +330,29 @@ class Engine:
         if step.copies:
             self._runner.copy_pages(step.copies)
         results = self._runner.run(step.slices)
+        seconds = time.perf_counter() - start
+        if not step.num_prompt_tokens:
+            self._cost.observe(step.num_decode_tokens, seconds)
         if self._pace is not None:
-            seconds = time.perf_counter() - start
-            self._pace.observe(step.num_decodes, step.num_prompt_tokens, seconds)
+            self._pace.observe(step.num_decode_tokens, step.num_prompt_tokens, seconds)
         return results
+
+    def _draft(self) -> None:
+        """Guess what comes next in the sequences that decode, as far as guessing pays."""
+        seqs = [seq for seq in self._scheduler.running if seq.num_pending == 1]
+        requests = [self._requests[seq.number] for seq in seqs]
+        guesses = [
+            request.guesses.guess(request.seq.token_ids, self.config.draft_len)
+            for request in requests
+        ]
+        lens = draft_lens(
+            [request.chance.value for request in requests],
+            [len(guess) for guess in guesses],
+            len(seqs),
+            self._cost,
+        )
+        for seq, guess, length in zip(seqs, guesses, lens, strict=True):
+            seq.draft = tuple(guess[:length])
 
     def abort(self, number: int) -> None:
         """Forget a request and free its pages; one that is finished is no error."""
@@ -333,6 +380,8 @@ class Engine:
             requests=self._num_requests,
             preemptions=plan.num_preemptions,
             copies=plan.num_copies,
+            drafted_tokens=self._num_drafted,
+            accepted_tokens=self._num_right,
             steps=self._num_steps,
         )
 
@@ -345,20 +394,51 @@ class Engine:
         if not part.is_last:
             return None
         is_first = not seq.num_generated
-        text, finish_reason = "", "length"  # what becomes of a request that wants no token
-        if result.token_id is not None:
-            seq.token_ids.append(result.token_id)
-            self._num_generated += 1
-            text, finish_reason = _read(request, result.token_id)
+        try:
+            if result.failure is not None:
+                raise result.failure
+            text, finish_reason = self._append(request, result.token_ids)
+        except RequestError as error:
+            return Delta(finish_reason="abort", error=error)
+        token_ids = tuple(seq.token_ids[part.end :])
+        self._num_generated += len(token_ids)
+        self._note_draft(request, part, len(token_ids) - 1)
         prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
         return Delta(
             text=text,
-            token_ids=() if result.token_id is None else (result.token_id,),
-            logprobs=() if result.logprob is None else (result.logprob,),
+            token_ids=token_ids,
+            logprobs=result.logprobs[: len(token_ids)],
             finish_reason=finish_reason,
             prompt_logprobs=None if prompt_logprobs is None else tuple(prompt_logprobs),
             num_cached_tokens=(seq.num_cached or 0) if is_first else 0,
         )
+
+    def _append(
+        self, request: _Request, token_ids: abc.Sequence[int]
+    ) -> tuple[str, FinishReason | None]:
+        """Add tokens until the request ends; return their text and why it ends.
+
+        Raises:
+            RequestError: its grammar cannot be followed any further.
+        """
+        if not token_ids:
+            return "", "length"  # a request that wants no token
+        text = ""
+        for token_id in token_ids:
+            request.seq.token_ids.append(token_id)
+            piece, finish_reason = _read(request, token_id)
+            text += piece
+            if finish_reason is not None:
+                return text, finish_reason
+        return text, None
+
+    def _note_draft(self, request: _Request, part: Slice, num_right: int) -> None:
+        if num_right > 0:
+            self._scheduler.drafted(request.seq, num_right)
+            self._num_right += num_right
+        self._num_drafted += len(part.draft)
+        request.chance.observe(len(part.draft), max(num_right, 0))
+        request.seq.draft = ()
 
     def _forget(self, number: int) -> None:
         self._scheduler.remove(self._requests.pop(number).seq)
@@ -367,51 +447,17 @@ class Engine:
 def _read(request: _Request, token_id: int) -> tuple[str, FinishReason | None]:
     """Return the text that a token adds and whether the request ends with it."""
     seq = request.seq
+    grammar = seq.grammar
+    if grammar is not None:
+        grammar.accept(token_id)
     if token_id in seq.stop_ids:
         return request.text.finish()[0], "stop"
     may_stop = seq.num_generated > seq.params.min_tokens
     text, stopped = request.text.push(token_id, may_stop=may_stop)
     if stopped:
         return text, "stop"
-    if len(seq.token_ids) < seq.max_len:
+    is_complete = grammar is not None and grammar.is_finished
+    if len(seq.token_ids) < seq.max_len and not is_complete:
         return text, None
     rest, stopped = request.text.finish()
-    return text + rest, "stop" if stopped else "length"
-
-
-def _context_len(config: EngineConfig, model: ModelConfig) -> int:
-    longest = model.max_position_embeddings
-    if model.is_recurrent:
-        raise ConfigError(
-            f"{config.model} is a {model.architecture}, whose state does not lie in pages; "
-            "use llmlab generate"
-        )
-    window = model.sliding_window
-    if window is not None and window < (config.max_model_len or longest):
-        raise ConfigError(
-            f"{config.model} has a sliding_window of {window} tokens, and pages are attended to "
-            f"whole; pass max_model_len={window}, up to which that is the same"
-        )
-    if config.max_model_len is not None and config.max_model_len > longest:
-        raise ConfigError(
-            f"max_model_len={config.max_model_len} is above the {longest} positions the model "
-            "was trained for; lower it or leave it out"
-        )
-    return config.max_model_len or longest
-
-
-def _num_pages(config: EngineConfig, model: ModelConfig, dtype: str, max_len: int) -> int:
-    """Return how many pages fit the memory, but no more than can ever be used."""
-    item_bytes = 2 if dtype == "bfloat16" else 4
-    token_bytes = (
-        2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * item_bytes
-    )
-    page_bytes = token_bytes * config.page_len
-    usable = -(-max_len // config.page_len) * config.max_running
-    num_pages = min(int(config.kv_memory_mb * 1e6 // page_bytes), usable)
-    if num_pages < 1:
-        raise ConfigError(
-            f"kv_memory_mb={config.kv_memory_mb} holds no page: one takes {page_bytes / 1e6:.1f} "
-            "MB; raise it or lower page_len"
-        )
-    return num_pages
+    return text + rest, "stop" if stopped or is_complete else "length"

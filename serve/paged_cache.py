@@ -103,7 +103,7 @@ class StepInputs:
     @classmethod
     def of(cls, slices: list[Slice], cache: PagedCache) -> "StepInputs":
         """Return the inputs of a step, of just its size."""
-        most_pages = max(-(-part.end // cache.page_len) for part in slices)
+        most_pages = max(-(-part.reach // cache.page_len) for part in slices)
         inputs = cls(sum(part.num_tokens for part in slices), len(slices), most_pages, cache)
         inputs.fill(slices)
         return inputs
@@ -115,13 +115,13 @@ class StepInputs:
         at = 0
         for row, part in enumerate(slices):
             end = at + part.num_tokens
-            pages = part.seq.pages[: -(-part.end // P)]
+            pages = part.seq.pages[: -(-part.reach // P)]
             self._table[row, : len(pages)] = pages
-            ids[at:end] = part.seq.token_ids[part.start : part.end]
-            positions[at:end] = place = np.arange(part.start, part.end)
+            ids[at:end] = (*part.seq.token_ids[part.start : part.end], *part.draft)
+            positions[at:end] = place = np.arange(part.start, part.reach)
             slots[at:end] = self._table[row, place // P] * P + place % P
             at = end
-        self._short[:S] = [part.end for part in slices]
+        self._short[:S] = [part.reach for part in slices]
         self._short[S : 2 * S + 1] = [0, *accumulate(part.num_tokens for part in slices)]
         if self._device.type != "cpu":
             for host, own in zip(self._on_host, self._on_device, strict=True):

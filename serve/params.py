@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmlab.errors import ConfigError, RequestError
+from llmlab.serve.grammar.spec import GrammarSpec
+
+Scheme = Literal["stored", "int8", "int8-dynamic", "int4"]
 
 MAX_TOP_LOGPROBS = 20
 """Most alternatives a position can be asked for (the OpenAI API's own limit)."""
@@ -63,6 +66,8 @@ class SamplingParams:
     """Lower is served earlier, and gives its memory up later."""
     cache_salt: str | None = None
     """What this prompt leaves in the prefix cache is found only by requests with the same salt."""
+    grammar: GrammarSpec | None = None
+    """The structure the text is to have: a JSON schema, a regular expression, choices, EBNF."""
 
     def __post_init__(self) -> None:
         _real(self, "temperature", 0, 2)
@@ -142,6 +147,14 @@ class EngineConfig:
     """Most requests computed side by side."""
     max_waiting: int = 256
     """Most requests that wait for their turn; one more is refused with status 429."""
+    quantize: Scheme = "stored"
+    """How weights are kept on a CPU: as they are stored, or rounded when the engine starts."""
+    kv_dtype: Literal["auto", "int8"] = "auto"
+    """How keys and values are kept: as the model's numbers, or rounded to int8."""
+    speculate: Literal["none", "ngram"] = "none"
+    """Guess tokens from the text so far and check several in one step, as long as it pays."""
+    draft_len: int = 8
+    """Most tokens guessed at a time."""
     prefix_cache: bool = True
     """Keep what was computed until its memory is needed, for prompts that begin the same."""
     itl_ratio: float | None = 1.75
@@ -149,7 +162,7 @@ class EngineConfig:
     would take without, above 1; None reads as much as fits `max_batch_tokens`."""
 
     def __post_init__(self) -> None:
-        for name in ("page_len", "kv_memory_mb", "max_running", "max_waiting"):
+        for name in ("page_len", "kv_memory_mb", "max_running", "max_waiting", "draft_len"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("max_model_len", "num_pages"):

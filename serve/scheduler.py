@@ -107,7 +107,10 @@ class Scheduler:
         before = self.num_preemptions
         self._copies = []
         slices = self._decodes()
-        num_decodes, budget = len(slices), self._prompt_budget(slices)
+        num_decodes = len(slices)
+        if num_decodes:
+            slices = self._with_drafts(slices)
+        budget = self._prompt_budget(slices)
         for seq in self.running:
             if seq.num_pending > 1 and budget:
                 slices.append(_slice(seq, budget))
@@ -131,6 +134,12 @@ class Scheduler:
             self._remember(seq)
             if seq.group is not None and seq.num_computed >= seq.prompt_len:
                 self._hand_out(seq, seq.group)
+
+    def drafted(self, seq: Sequence, num_right: int) -> None:
+        """Record that so many tokens of a draft were right, after they were appended."""
+        seq.num_computed += num_right
+        self.share.charge(seq.client, num_generated=num_right)
+        self._remember(seq)
 
     def remove(self, seq: Sequence) -> None:
         """Forget a sequence, finished or aborted, and give its pages up."""
@@ -159,11 +168,32 @@ class Scheduler:
             at += 1
         return slices
 
+    def _with_drafts(self, decodes: list[Slice]) -> list[Slice]:
+        """Let drafts ride along where budget and free pages are left; nobody gives way to them."""
+        budget = self.max_batch_tokens - len(decodes)
+        found = []
+        for part in decodes:
+            seq = part.seq
+            most = min(len(seq.draft), budget, seq.max_len - part.end - 1)
+            draft = seq.draft[: self._make_room_for_draft(seq, most)] if most > 0 else ()
+            budget -= len(draft)
+            found.append(Slice(seq, part.start, part.end, draft))
+        return found
+
+    def _make_room_for_draft(self, seq: Sequence, count: int) -> int:
+        """Take pages for `count` more tokens as far as they are free; return how many fit."""
+        missing = self.pool.pages_for(len(seq.token_ids) + count) - len(seq.pages)
+        num_spare = self.pool.num_free - len(self.running)  # the next step needs one for each
+        if missing > 0:
+            seq.pages += self.pool.take(max(0, min(missing, num_spare)))
+        return min(count, len(seq.pages) * self.pool.page_len - len(seq.token_ids))
+
     def _prompt_budget(self, decodes: list[Slice]) -> int:
-        room = self.max_batch_tokens - len(decodes)
+        num_tokens = sum(part.num_tokens for part in decodes)
+        room = self.max_batch_tokens - num_tokens
         if self._pace is None or not any(part.seq.is_streamed for part in decodes):
             return room
-        limit = self._pace.prompt_budget(len(decodes))
+        limit = self._pace.prompt_budget(num_tokens)
         return room if limit is None else min(room, limit)
 
     def _make_room(self, seq: Sequence) -> bool:
@@ -185,7 +215,7 @@ class Scheduler:
     def _num_missing(self, seq: Sequence) -> int:
         """Return how many pages `seq` has to take for its pending tokens."""
         missing = self.pool.pages_for(len(seq.token_ids)) - len(seq.pages)
-        return missing + self._is_shared(seq)
+        return max(missing, 0) + self._is_shared(seq)  # drafts may have left pages over
 
     def _is_shared(self, seq: Sequence) -> bool:
         """Return whether others own the page of the next token; those behind it are its own."""

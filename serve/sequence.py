@@ -5,6 +5,7 @@ Not here: its text (detokenize.py), who asked for it (engine.py).
 
 from dataclasses import dataclass, field
 
+from llmlab.serve.grammar.state import GrammarState
 from llmlab.serve.params import SamplingParams
 from llmlab.serve.prefix_cache import Parent
 
@@ -29,6 +30,10 @@ class Sequence:
     """What its random numbers come from."""
     stop_ids: frozenset[int] = frozenset()
     """Token ids that end it."""
+    grammar: GrammarState | None = None
+    """Where it stands in the grammar it follows."""
+    draft: tuple[int, ...] = ()
+    """Tokens that may come next; the next step checks as many as it has room for."""
     client: str = ""
     """Who asked for it; the engine is fair between clients."""
     adapter: str | None = None
@@ -106,16 +111,23 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The tokens `start` to `end` of a sequence, to be computed in one step."""
+    """The tokens `start` to `end` of a sequence, to be computed in one step, and a draft."""
 
     seq: Sequence
     start: int
     end: int
+    draft: tuple[int, ...] = ()
+    """Tokens that may follow, to be checked; only where the slice ends with its sequence."""
+
+    @property
+    def reach(self) -> int:
+        """Where the tokens to compute end, the draft included."""
+        return self.end + len(self.draft)
 
     @property
     def num_tokens(self) -> int:
         """Tokens to compute."""
-        return self.end - self.start
+        return self.reach - self.start
 
     @property
     def is_last(self) -> bool:
@@ -137,7 +149,12 @@ class Step:
     copies: list[tuple[int, int]]
     """Pages to copy before, from and to."""
     num_decodes: int = 0
-    """Leading slices that add a token to a running sequence."""
+    """Leading slices that add tokens to a running sequence."""
+
+    @property
+    def num_decode_tokens(self) -> int:
+        """Tokens of these slices, drafts included."""
+        return sum(part.num_tokens for part in self.slices[: self.num_decodes])
 
     @property
     def num_prompt_tokens(self) -> int:
