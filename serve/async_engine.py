@@ -173,8 +173,7 @@ class AsyncEngine:
                 (status 400); the waiting queue is full (status 429).
             ServerError: the engine has stopped.
         """
-        for own in params:
-            self._engine.check(prompt_ids, own)
+        self._engine.check(prompt_ids, *params)
         loop = asyncio.get_running_loop()
         mailboxes = [_Mailbox(loop, asyncio.Queue()) for _ in params]
         submit = partial(

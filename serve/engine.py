@@ -1,21 +1,20 @@
 """The engine: takes requests, runs steps, gives back deltas. Offline use is `Engine.generate`.
 
-Not here: when a sequence runs (scheduler.py), tensors (runner.py), threads (async_engine.py).
+Not here: when a sequence runs (scheduler.py), what a request says (request.py), tensors
+(runner.py), threads (async_engine.py).
 Reads a model folder.
 """
 
 import secrets
 import time
 from collections import abc
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from llmlab.errors import ConfigError, RequestError
 from llmlab.hardware import pick_device, pick_dtype
 from llmlab.model import ModelConfig, load_model
-from llmlab.serve.deltas import Delta, EngineStats, FinishReason, Output, TokenLogprob
-from llmlab.serve.detokenize import TextStream
+from llmlab.serve.deltas import Delta, EngineStats, Output
 from llmlab.serve.grammar.compiler import GrammarCompiler
 from llmlab.serve.grammar.spec import GrammarSpec
 from llmlab.serve.grammar.state import GrammarState
@@ -24,23 +23,12 @@ from llmlab.serve.pace import Pace
 from llmlab.serve.pages import PagePool
 from llmlab.serve.params import EngineConfig, SamplingParams
 from llmlab.serve.prefix_cache import PrefixCache
+from llmlab.serve.request import Request
 from llmlab.serve.runner import Runner
 from llmlab.serve.scheduler import Scheduler
 from llmlab.serve.sequence import Sequence, Slice, Step
 from llmlab.serve.sizes import context_len, num_pages_for
-from llmlab.serve.speculation import Chance, NgramIndex, StepCost, draft_lens
-
-
-@dataclass(slots=True)
-class _Request:
-    """What the engine keeps of a request beside its sequence."""
-
-    seq: Sequence
-    text: TextStream
-    prompt_logprobs: list[TokenLogprob | None] | None
-    """Until the first delta carries them away; None when they are not wanted."""
-    guesses: NgramIndex = field(default_factory=NgramIndex)
-    chance: Chance = field(default_factory=Chance)
+from llmlab.serve.speculation import StepCost, draft_lens
 
 
 class Engine:
@@ -93,7 +81,7 @@ class Engine:
             max_running=config.max_running,
             pace=self._pace,
         )
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, Request] = {}
         self._collected: dict[int, list[tuple[float, Delta]]] = {}
         self._num_requests = self._num_prompt = self._num_generated = self._num_steps = 0
         self._num_drafted = self._num_right = 0
@@ -170,41 +158,45 @@ class Engine:
             if number in self._collected:
                 self._collected[number].append((time.monotonic(), delta))
 
-    def check(self, prompt_ids: abc.Sequence[int], params: SamplingParams) -> None:
+    def check(self, prompt_ids: abc.Sequence[int], *params: SamplingParams) -> None:
         """Refuse what this model can never do; safe to call from any thread.
+
+        Args:
+            prompt_ids: a prompt.
+            params: how it is to be sampled, once or several times.
 
         Raises:
             RequestError: the prompt is empty, has ids outside the vocabulary, or leaves no room
                 for `max_tokens`; `.param` names the field at fault.
         """
-        V, room = self.tokenizer.vocab_size, self.max_model_len - len(prompt_ids)
+        room = self.max_model_len - len(prompt_ids)
         if not prompt_ids:
             raise RequestError("the prompt has no tokens; pass at least one", param="prompt")
-        if room < (0 if params.max_tokens == 0 else 1):
+        if room < (0 if all(own.max_tokens == 0 for own in params) else 1):
             raise RequestError(
                 f"the prompt has {len(prompt_ids)} tokens and the context holds "
                 f"{self.max_model_len}, answer included; shorten it",
                 param="prompt",
             )
-        if params.max_tokens is not None and params.max_tokens > room:
-            raise RequestError(
-                f"max_tokens={params.max_tokens} does not fit: the context holds "
-                f"{self.max_model_len} tokens and the prompt has {len(prompt_ids)}; "
-                f"use at most {room}",
-                param="max_tokens",
-            )
-        named = {
-            "prompt": prompt_ids,
-            "logit_bias": params.logit_bias,
-            "stop_token_ids": params.stop_token_ids,
-        }
-        for name, ids in named.items():
-            if ids and not 0 <= min(ids) <= max(ids) < V:
+        self._check_ids("prompt", prompt_ids)
+        for own in params:
+            if own.max_tokens is not None and own.max_tokens > room:
                 raise RequestError(
-                    f"{name} has token ids {min(ids)} to {max(ids)}; "
-                    f"the vocabulary is 0 to {V - 1}",
-                    param=name,
+                    f"max_tokens={own.max_tokens} does not fit: the context holds "
+                    f"{self.max_model_len} tokens and the prompt has {len(prompt_ids)}; "
+                    f"use at most {room}",
+                    param="max_tokens",
                 )
+            self._check_ids("logit_bias", own.logit_bias)
+            self._check_ids("stop_token_ids", own.stop_token_ids)
+
+    def _check_ids(self, name: str, ids: abc.Collection[int]) -> None:
+        V = self.tokenizer.vocab_size
+        if ids and not 0 <= min(ids) <= max(ids) < V:
+            raise RequestError(
+                f"{name} has token ids {min(ids)} to {max(ids)}; the vocabulary is 0 to {V - 1}",
+                param=name,
+            )
 
     def submit(
         self,
@@ -251,8 +243,7 @@ class Engine:
         Raises:
             RequestError: as `check`; nothing is queued.
         """
-        for own in params:
-            self.check(prompt_ids, own)
+        self.check(prompt_ids, *params)
         grammars = [self._state_of(own.grammar) for own in params]
         seqs = [
             self._new_sequence(number, prompt_ids, own, grammar, client, is_streamed)
@@ -266,10 +257,7 @@ class Engine:
         else:
             for seq in seqs:
                 self._scheduler.add(seq)
-        for seq in seqs:
-            wants_prompt = seq.params.prompt_logprobs is not None
-            text = TextStream(self.tokenizer, seq.params.stop)
-            self._requests[seq.number] = _Request(seq, text, [None] if wants_prompt else None)
+        self._requests.update({seq.number: Request(seq, self.tokenizer) for seq in seqs})
         self._num_requests += len(seqs)
         self._num_prompt += len(prompt_ids)
         return [seq.number for seq in seqs]
@@ -318,8 +306,9 @@ class Engine:
         self._num_steps += 1
         deltas: list[tuple[int, Delta]] = []
         for part, result in zip(step.slices, results, strict=True):
-            delta = self._advance(self._requests[part.seq.number], part, result)
+            delta = self._requests[part.seq.number].advance(part, result)
             if delta is not None:
+                self._count(part, delta)
                 deltas.append((part.seq.number, delta))
                 if delta.finish_reason is not None:
                     self._forget(part.seq.number)
@@ -385,79 +374,13 @@ class Engine:
             steps=self._num_steps,
         )
 
-    def _advance(self, request: _Request, part: Slice, result: Computed) -> Delta | None:
-        """Add what a step found to its request; None when there is nothing to tell yet."""
-        seq = request.seq
-        if request.prompt_logprobs is not None:
-            request.prompt_logprobs += result.prompt_logprobs
-            seq.num_scored += len(result.prompt_logprobs)
-        if not part.is_last:
-            return None
-        is_first = not seq.num_generated
-        try:
-            if result.failure is not None:
-                raise result.failure
-            text, finish_reason = self._append(request, result.token_ids)
-        except RequestError as error:
-            return Delta(finish_reason="abort", error=error)
-        token_ids = tuple(seq.token_ids[part.end :])
-        self._num_generated += len(token_ids)
-        self._note_draft(request, part, len(token_ids) - 1)
-        prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
-        return Delta(
-            text=text,
-            token_ids=token_ids,
-            logprobs=result.logprobs[: len(token_ids)],
-            finish_reason=finish_reason,
-            prompt_logprobs=None if prompt_logprobs is None else tuple(prompt_logprobs),
-            num_cached_tokens=(seq.num_cached or 0) if is_first else 0,
-        )
-
-    def _append(
-        self, request: _Request, token_ids: abc.Sequence[int]
-    ) -> tuple[str, FinishReason | None]:
-        """Add tokens until the request ends; return their text and why it ends.
-
-        Raises:
-            RequestError: its grammar cannot be followed any further.
-        """
-        if not token_ids:
-            return "", "length"  # a request that wants no token
-        text = ""
-        for token_id in token_ids:
-            request.seq.token_ids.append(token_id)
-            piece, finish_reason = _read(request, token_id)
-            text += piece
-            if finish_reason is not None:
-                return text, finish_reason
-        return text, None
-
-    def _note_draft(self, request: _Request, part: Slice, num_right: int) -> None:
-        if num_right > 0:
-            self._scheduler.drafted(request.seq, num_right)
-            self._num_right += num_right
+    def _count(self, part: Slice, delta: Delta) -> None:
+        self._num_generated += len(delta.token_ids)
         self._num_drafted += len(part.draft)
-        request.chance.observe(len(part.draft), max(num_right, 0))
-        request.seq.draft = ()
+        num_right = len(delta.token_ids) - 1
+        if num_right > 0:
+            self._num_right += num_right
+            self._scheduler.drafted(part.seq, num_right)
 
     def _forget(self, number: int) -> None:
         self._scheduler.remove(self._requests.pop(number).seq)
-
-
-def _read(request: _Request, token_id: int) -> tuple[str, FinishReason | None]:
-    """Return the text that a token adds and whether the request ends with it."""
-    seq = request.seq
-    grammar = seq.grammar
-    if grammar is not None:
-        grammar.accept(token_id)
-    if token_id in seq.stop_ids:
-        return request.text.finish()[0], "stop"
-    may_stop = seq.num_generated > seq.params.min_tokens
-    text, stopped = request.text.push(token_id, may_stop=may_stop)
-    if stopped:
-        return text, "stop"
-    is_complete = grammar is not None and grammar.is_finished
-    if len(seq.token_ids) < seq.max_len and not is_complete:
-        return text, None
-    rest, stopped = request.text.finish()
-    return text + rest, "stop" if stopped or is_complete else "length"
