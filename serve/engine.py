@@ -334,12 +334,10 @@ class Engine:
             request.guesses.guess(request.seq.token_ids, self.config.draft_len)
             for request in requests
         ]
-        lens = draft_lens(
-            [request.chance.value for request in requests],
-            [len(guess) for guess in guesses],
-            len(seqs),
-            self._cost,
-        )
+        lens = [len(guess) for guess in guesses]
+        if self.config.adapt_drafts:
+            chances = [request.chance.value for request in requests]
+            lens = draft_lens(chances, lens, len(seqs), self._cost)
         for seq, guess, length in zip(seqs, guesses, lens, strict=True):
             seq.draft = tuple(guess[:length])
 

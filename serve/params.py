@@ -155,6 +155,8 @@ class EngineConfig:
     """Guess tokens from the text so far and check several in one step, as long as it pays."""
     draft_len: int = 8
     """Most tokens guessed at a time."""
+    adapt_drafts: bool = True
+    """Guess fewer tokens, or none, where that is faster; False guesses as many as it can."""
     prefix_cache: bool = True
     """Keep what was computed until its memory is needed, for prompts that begin the same."""
     itl_ratio: float | None = 1.75
