@@ -228,9 +228,12 @@ async def _model(http: httpx.AsyncClient, url: str, wanted: str | None) -> str:
         reply = await http.get(f"{url}/models")
         names = [str(card["id"]) for card in reply.raise_for_status().json()["data"]]
     except httpx.HTTPStatusError as error:
+        if wanted is not None:  # not every server lists models; a first question will tell
+            return wanted
         raise ServerError(
             f"{url}/models answered {error.response.status_code}: "
-            f"{_message(error.response.content)}; check --base-url and --api-key-file"
+            f"{_message(error.response.content)}; check --base-url and --api-key-file, or name "
+            "the --model"
         ) from error
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise ServerError(

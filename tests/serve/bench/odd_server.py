@@ -36,7 +36,7 @@ class Odd:
     url: str = ""
 
     async def list_models(self, request: Request) -> Response:
-        return JSONResponse(self.models)
+        return JSONResponse(self.models, status_code=404 if self.models is None else 200)
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()

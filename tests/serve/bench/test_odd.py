@@ -57,6 +57,14 @@ def test_no_models(models, message):
         bench(config(odd.url))
 
 
+def test_a_server_that_lists_nothing_is_asked_by_name():
+    with odd_server(models=None) as odd:
+        with pytest.raises(ServerError, match=r"models answered 404.*or name the --model"):
+            bench(config(odd.url))
+        bench(config(odd.url, model="some", num_requests=1))
+        assert {body["model"] for body in odd.bodies} == {"some"}
+
+
 def test_keys(tmp_path):
     (tmp_path / "key").write_text("right\n")
     with live(tiny_model_folder(tmp_path), api_keys=("right",)) as server:
