@@ -23,6 +23,8 @@ Run it on a machine with nothing else to do.
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="model folder; SmolLM2 of the wheel without")
     parser.add_argument("--no-write", action="store_true", help="only print")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the servers end too
     with tempfile.TemporaryDirectory() as name:
         model = args.model or import_gguf(smollm2_gguf(), Path(name) / "smollm2")
         for part in args.part:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,12 +11,10 @@ import numpy as np
 
 from benchmarks.serve_processes import Unavailable, Worker, worker
 from benchmarks.timing import spread
-from llmlab.model import load_config
+from llmlab.serve.bench.conversations import plain_token_ids
+from llmlab.tokenizers import Tokenizer
 
 Started = TypeVar("Started")
-
-_FIRST_PLAIN_ID = 256
-"""Ids below may be special tokens or single bytes in SmolLM2's vocabulary."""
 
 
 @dataclass
@@ -58,9 +57,12 @@ class Setup:
 
     def prompts(self, number: int, count: int, length: int) -> list[list[int]]:
         """Return random prompts; another number, other prompts."""
-        vocab_size = load_config(self.model).vocab_size
-        rng = np.random.default_rng([7, number, length])
-        return rng.integers(_FIRST_PLAIN_ID, vocab_size, (count, length)).tolist()
+        rng = np.random.default_rng([number, length])
+        return rng.choice(self._token_ids, (count, length)).tolist()
+
+    @cached_property
+    def _token_ids(self) -> np.ndarray:
+        return plain_token_ids(Tokenizer.load(self.model))
 
 
 def in_turn(
