@@ -37,6 +37,8 @@ class ServeConfig:
     """Most requests computed side by side."""
     max_waiting: int = 256
     """Most requests that wait for their turn; one more is refused with status 429."""
+    tensor_parallel: int = 1
+    """Processes, on CPUs or a GPU each, that compute the model together, a share each."""
     api_key_file: Path | None = None
     """File with one API key a line; every route but /health then asks for one of them."""
     shutdown_timeout_s: int = 5
@@ -67,6 +69,7 @@ class ServeConfig:
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
             max_waiting=self.max_waiting,
+            tensor_parallel=self.tensor_parallel,
         )
 
 

@@ -13,12 +13,13 @@ from typing import Self
 
 from llmlab.errors import ConfigError, RequestError
 from llmlab.hardware import pick_device, pick_dtype
-from llmlab.model import ModelConfig, load_model
+from llmlab.model import ModelConfig, load_config
 from llmlab.serve.deltas import Delta, EngineStats, FinishReason, Output, TokenLogprob
 from llmlab.serve.detokenize import TextStream
+from llmlab.serve.loading import load_runner
 from llmlab.serve.pages import PagePool
 from llmlab.serve.params import EngineConfig, SamplingParams
-from llmlab.serve.runner import Computed, Runner
+from llmlab.serve.runner import Computed
 from llmlab.serve.scheduler import Scheduler
 from llmlab.serve.sequence import Sequence, Slice
 
@@ -48,7 +49,8 @@ class Engine:
     Raises:
         ModelError: the folder is no model folder.
         ConfigError: the context is longer than the model's, the cache would hold no page, or the
-            device is not there.
+            device is not there; or it does not divide among the processes.
+        ServerError: one of several processes could not start.
     """
 
     def __init__(self, model: EngineConfig | Path | str) -> None:
@@ -56,17 +58,16 @@ class Engine:
         device, dtype = pick_device(config.device), config.dtype
         if dtype == "auto":
             dtype = str(pick_dtype(device)[0]).removeprefix("torch.")
-        language_model, self.tokenizer = load_model(config.model, dtype=dtype, device=device)
         self.config = config
-        self.model_config: ModelConfig = language_model.config
+        self.model_config: ModelConfig = load_config(config.model)
         max_len = _context_len(config, self.model_config)
         num_pages = config.num_pages or _num_pages(config, self.model_config, dtype, max_len)
         self.max_model_len: int = min(max_len, num_pages * config.page_len)
         """Most tokens of prompt and answer together."""
-        self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
-        self._runner = Runner(
-            language_model, self.tokenizer, num_pages=num_pages, page_len=config.page_len
+        self._runner, self.tokenizer = load_runner(
+            config, self.model_config, device=device, dtype=dtype, num_pages=num_pages
         )
+        self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
         self._scheduler = Scheduler(
             PagePool(num_pages, config.page_len),
             max_batch_tokens=config.max_batch_tokens,
@@ -83,9 +84,10 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Abort whatever still runs. May be called twice."""
+        """Abort whatever still runs, and end the other processes. May be called twice."""
         for number in list(self._requests):
             self.abort(number)
+        self._runner.close()
 
     def generate(
         self,

@@ -7,6 +7,7 @@ Not here: which slices (scheduler.py), what becomes of a sampled token (engine.p
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, islice
 
 import torch
@@ -17,10 +18,12 @@ from llmlab.kernels.packed_linear import Scheme
 from llmlab.model import LanguageModel
 from llmlab.model.fused import fuse_
 from llmlab.model.sampling import SamplingRows, sample, token_logprobs
+from llmlab.model.sharding import sum_shares_
 from llmlab.serve.deltas import TokenLogprob
 from llmlab.serve.paged_cache import PagedCache, StepInputs
 from llmlab.serve.sequence import Sequence, Slice
 from llmlab.serve.tapes import Tapes
+from llmlab.serve.tensor_parallel import Ranks
 from llmlab.tokenizers import Tokenizer
 
 
@@ -48,6 +51,7 @@ class Runner:
         max_len: most tokens of a sequence; the model's own limit when None.
         scheme: how weights are kept on a CPU.
         has_int8_kv: whether keys and values are kept as int8.
+        ranks: the processes that hold the other shares of the model, if it is one.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Runner:
         max_len: int | None = None,
         scheme: Scheme = "stored",
         has_int8_kv: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         weight = model.head_weight()
         device, dtype = weight.device, weight.dtype
@@ -74,13 +79,25 @@ class Runner:
         )
         self._model = model
         self._logits = fuse_(model, scheme=scheme, max_len=self._max_len)
-        self._tapes = Tapes(self._states, self._cache, self._max_len)
+        self._ranks = ranks
+        # What goes between processes is no part of a tape.
+        self._tapes = Tapes(self._states, self._cache, self._max_len) if ranks is None else None
+        if ranks is not None:
+            sum_shares_(model, ranks.sum_)
+            self._logits = partial(
+                ranks.logits, head=self._logits, vocab_size=model.config.vocab_size
+            )
+
+    def close(self) -> None:
+        """End the other processes of the model, if there are any. May be called twice."""
+        if self._ranks is not None:
+            self._ranks.close()
 
     @torch.inference_mode()
     def run(self, slices: list[Slice]) -> list[Computed]:
         """Compute `slices`; results come in their order."""
         with serving():
-            states = self._tapes.run(slices)  # (N, E)
+            states = None if self._tapes is None else self._tapes.run(slices)  # (N, E)
             if states is None:
                 states = self._states(StepInputs.of(slices, self._cache))
             ends = [*accumulate(part.num_tokens for part in slices)]
@@ -92,7 +109,16 @@ class Runner:
                     results[at] = replace(results[at], prompt_logprobs=self._prompt(part, own))
             return results
 
+    def copy_pages(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy whole pages of the cache, `(from, to)` each."""
+        pairs = list(pairs)
+        if self._ranks is not None:
+            self._ranks.copy_pages(pairs)
+        self._cache.copy_pages(pairs)
+
     def _states(self, inputs: StepInputs) -> Tensor:
+        if self._ranks is not None:
+            self._ranks.step(inputs)
         attend = self._cache.attend(inputs)
         return self._model.hidden(inputs.token_ids, inputs.positions, attend)[0]  # (N, E)
 
