@@ -47,7 +47,7 @@ def load_runner(
     settings = RankSettings(
         rank=0,
         size=size,
-        model=str(config.model.resolve()),
+        model=str(config.model),
         dtype=dtype,
         device=device.type,
         num_pages=num_pages,

@@ -25,8 +25,8 @@ _HEADER = struct.Struct("<BQ")
 class Command(IntEnum):
     """What the first process asks for, and what goes with it."""
 
-    STOP = 0  # end; no payload
-    CONNECT = 1  # join the group, first of all; no payload
+    STOP = 0  # end
+    CONNECT = 1  # join the group, first of all
     STEP = 2  # compute the states of some tokens; `StepInputs.sizes`, whose tensors follow
     LOGITS = 3  # take part in the head's product; the number of rows
     COPY = 4  # copy pages of the cache; from, to, from, to ...

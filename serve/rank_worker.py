@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -134,10 +135,15 @@ def main() -> None:
         worker = Worker(RankSettings(**json.loads(sys.argv[1])))
         answers.write(READY)
         worker.run(inbox)
-        os._exit(0)  # taking torch down in good order would take half a second
-    except (LabError, ConnectionError) as error:
-        answers.write(f"{error}\n".encode())
-        sys.exit(1)
+    except Exception as error:
+        # Whatever it is, the parent is to hear of it: it decides what becomes of the model.
+        is_known = isinstance(error, (LabError, ConnectionError))
+        if not is_known:
+            traceback.print_exc()
+        kind = "" if is_known else f"{type(error).__name__}: "
+        answers.write(f"{kind}{' '.join(str(error).split())}\n".encode())
+        os._exit(1)
+    os._exit(0)  # taking torch down in good order would take half a second
 
 
 def _receive(stream: IO[bytes], inbox: Inbox) -> None:

@@ -6,6 +6,7 @@ Not here: which slices (scheduler.py), what becomes of a sampled token (engine.p
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, islice
@@ -96,7 +97,7 @@ class Runner:
     @torch.inference_mode()
     def run(self, slices: list[Slice]) -> list[Computed]:
         """Compute `slices`; results come in their order."""
-        with serving():
+        with serving(), nullcontext() if self._ranks is None else self._ranks.whole_or_over():
             states = None if self._tapes is None else self._tapes.run(slices)  # (N, E)
             if states is None:
                 states = self._states(StepInputs.of(slices, self._cache))

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from multiprocessing import connection
@@ -46,7 +46,7 @@ class _Process:
     answers: IO[bytes]
 
     def fate(self) -> str:
-        """Tell how a process that answers no more has ended."""
+        """Tell how a process that has answered for the last time ends."""
         status = _ended(self.popen)
         said = self.answers.read().decode().strip()
         if status < 0:
@@ -90,6 +90,12 @@ class Workers:
             torch.set_num_threads(self._threads_before)
         self._end()
 
+    def kill(self) -> None:
+        """End all processes, in whatever they may wait."""
+        for process in self._processes:
+            process.popen.kill()
+        self.close()
+
     def connect(self) -> "Ranks":
         """Wait until every share is loaded and return the processes, ready to compute.
 
@@ -98,10 +104,11 @@ class Workers:
         """
         for process in self._processes:
             if not _readable([process], timeout_s=_LOADING_S):
-                self.fail(f"{process.name} has not loaded its share after {_LOADING_S} s")
+                self._give_up(f"{process.name} has not loaded its share after {_LOADING_S} s")
             line = process.answers.readline()
             if line != READY:
-                self.fail(f"{process.name} could not start: {line.decode().strip()}")
+                said = line.decode().strip()
+                self._give_up(f"{process.name} could not start: {said}" if said else process.fate())
         self.send(Command.CONNECT)
         try:
             group = RankGroup(Path(self.settings.store), 0, self.settings.size, self.device)
@@ -134,10 +141,11 @@ class Workers:
             ServerError: always.
         """
         fates = [process.fate() for process in _readable(self._processes, timeout_s=1)]
-        for process in self._processes:
-            process.popen.kill()
-        self.close()
-        raise ServerError(f"{'; '.join(fates) or reason}; start the engine again") from cause
+        self._give_up("; ".join(fates) or reason, cause)
+
+    def _give_up(self, reason: str, cause: ConnectionError | None = None) -> NoReturn:
+        self.kill()
+        raise ServerError(f"{reason}; start the engine again") from cause
 
 
 class Ranks:
@@ -154,6 +162,15 @@ class Ranks:
     def close(self) -> None:
         """End the other processes. May be called twice."""
         self._workers.close()
+
+    @contextlib.contextmanager
+    def whole_or_over(self) -> Iterator[None]:
+        """End the others when a block is left halfway, Ctrl-C included: they would wait inside."""
+        try:
+            yield
+        except BaseException:
+            self._workers.kill()
+            raise
 
     def step(self, inputs: StepInputs) -> None:
         """Let the others compute a step; this process must do the same next."""
