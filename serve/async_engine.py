@@ -212,6 +212,7 @@ class AsyncEngine:
             self._stopping = True
             self._wake.notify()
         self._thread.join()
+        self._engine.close()
 
     def _abort(self, mailbox: _Mailbox) -> None:
         with self._wake:

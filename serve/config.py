@@ -49,6 +49,8 @@ class ServeConfig:
     """Keep what was computed until its memory is needed, for prompts that begin the same."""
     itl_ratio: float | None = 1.75
     """Longest step while streams run, in times of a step that reads no prompt; None: no limit."""
+    tensor_parallel: int = 1
+    """Processes, on CPUs or a GPU each, that compute the model together, a share each."""
     api_key_file: Path | None = None
     """File with one API key a line; every route but /health then asks for one of them."""
     shutdown_timeout_s: int = 5
@@ -85,6 +87,7 @@ class ServeConfig:
             draft_len=self.draft_len,
             prefix_cache=self.prefix_cache,
             itl_ratio=self.itl_ratio,
+            tensor_parallel=self.tensor_parallel,
         )
 
 

@@ -13,18 +13,18 @@ from typing import Self
 
 from llmlab.errors import ConfigError, RequestError
 from llmlab.hardware import pick_device, pick_dtype
-from llmlab.model import ModelConfig, load_model
+from llmlab.model import ModelConfig, load_config
 from llmlab.serve.deltas import Delta, EngineStats, Output
 from llmlab.serve.grammar.compiler import GrammarCompiler
 from llmlab.serve.grammar.spec import GrammarSpec
 from llmlab.serve.grammar.state import GrammarState
+from llmlab.serve.loading import load_runner
 from llmlab.serve.next_tokens import Computed
 from llmlab.serve.pace import Pace
 from llmlab.serve.pages import PagePool
 from llmlab.serve.params import EngineConfig, SamplingParams
 from llmlab.serve.prefix_cache import PrefixCache
 from llmlab.serve.request import Request
-from llmlab.serve.runner import Runner
 from llmlab.serve.scheduler import Scheduler
 from llmlab.serve.sequence import Sequence, Slice, Step
 from llmlab.serve.sizes import context_len, num_pages_for
@@ -46,7 +46,8 @@ class Engine:
     Raises:
         ModelError: the folder is no model folder.
         ConfigError: the context is longer than the model's, the cache would hold no page, or the
-            device is not there.
+            device is not there; or it does not divide among the processes.
+        ServerError: one of several processes could not start.
     """
 
     def __init__(self, model: EngineConfig | Path | str) -> None:
@@ -54,23 +55,21 @@ class Engine:
         device, dtype = pick_device(config.device), config.dtype
         if dtype == "auto":
             dtype = str(pick_dtype(device)[0]).removeprefix("torch.")
-        language_model, self.tokenizer = load_model(config.model, dtype=dtype, device=device)
         self.config = config
-        self.model_config: ModelConfig = language_model.config
+        self.model_config: ModelConfig = load_config(config.model)
         max_len = context_len(config, self.model_config)
         num_pages = config.num_pages or num_pages_for(config, self.model_config, dtype, max_len)
         self.max_model_len: int = min(max_len, num_pages * config.page_len)
         """Most tokens of prompt and answer together."""
-        self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
-        self._runner = Runner(
-            language_model,
-            self.tokenizer,
+        self._runner, self.tokenizer = load_runner(
+            config,
+            self.model_config,
+            device=device,
+            dtype=dtype,
             num_pages=num_pages,
-            page_len=config.page_len,
             max_len=self.max_model_len,
-            scheme=config.quantize,
-            has_int8_kv=config.kv_dtype == "int8",
         )
+        self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
         self._grammars = GrammarCompiler(self.tokenizer, stop_ids=self.model_config.eos_token_ids)
         self._cost = StepCost()
         cache = PrefixCache(config.page_len) if config.prefix_cache else None
@@ -93,10 +92,11 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Abort whatever still runs. May be called twice."""
+        """Abort whatever still runs, and end the other processes. May be called twice."""
         for number in list(self._requests):
             self.abort(number)
         self._grammars.close()
+        self._runner.close()
 
     def generate(
         self,

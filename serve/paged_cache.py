@@ -91,8 +91,10 @@ class StepInputs:
         self._short = np.zeros(2 * num_seqs + 1 + num_seqs * most_pages, dtype=np.int32)
         long, short = (torch.from_numpy(numbers) for numbers in (self._long, self._short))
         self._on_host = (long, short)
-        self._on_device = tuple(numbers.to(self._device) for numbers in self._on_host)
-        long, short = self._on_device
+        self.tensors = tuple(numbers.to(self._device) for numbers in self._on_host)
+        """All numbers, on the device: what another process needs to compute the same step."""
+        self.sizes = (num_tokens, num_seqs, most_pages)
+        long, short = self.tensors
         self.token_ids, self.positions = long[0:1], long[1:2]  # (1, N)
         self.slots = long[2]  # (N,), place of each token in the cache
         self.context_lens = short[:num_seqs]  # (S,)
@@ -124,7 +126,7 @@ class StepInputs:
         self._short[:S] = [part.reach for part in slices]
         self._short[S : 2 * S + 1] = [0, *accumulate(part.num_tokens for part in slices)]
         if self._device.type != "cpu":
-            for host, own in zip(self._on_host, self._on_device, strict=True):
+            for host, own in zip(self._on_host, self.tensors, strict=True):
                 own.copy_(host)
 
 

@@ -140,7 +140,8 @@ class EngineConfig:
     num_pages: int | None = None
     """Pages in the cache; None takes as many as fit `kv_memory_mb`."""
     kv_memory_mb: int = 1024
-    """Memory of the key/value cache in MB (1e6 bytes), used when `num_pages` is None."""
+    """Memory of the key/value cache in MB (1e6 bytes), of all processes together; used when
+    `num_pages` is None."""
     max_batch_tokens: int = 512
     """Most tokens computed in one step, prompts and decodes together."""
     max_running: int = 32
@@ -162,9 +163,18 @@ class EngineConfig:
     itl_ratio: float | None = 1.75
     """While streams run, a step reads no more of prompts than makes it take so many times what it
     would take without, above 1; None reads as much as fits `max_batch_tokens`."""
+    tensor_parallel: int = 1
+    """Processes, on CPUs or a GPU each, that compute the model together, a share each."""
 
     def __post_init__(self) -> None:
-        for name in ("page_len", "kv_memory_mb", "max_running", "max_waiting", "draft_len"):
+        for name in (
+            "page_len",
+            "kv_memory_mb",
+            "max_running",
+            "max_waiting",
+            "draft_len",
+            "tensor_parallel",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("max_model_len", "num_pages"):

@@ -5,7 +5,9 @@ Not here: which slices (scheduler.py), how tokens are chosen (next_tokens.py), w
 """
 
 from collections import abc
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -15,11 +17,13 @@ from llmlab.kernels.op import serving
 from llmlab.kernels.packed_linear import Scheme
 from llmlab.model import LanguageModel
 from llmlab.model.fused import fuse_
+from llmlab.model.sharding import sum_shares_
 from llmlab.serve.deltas import TokenLogprob
 from llmlab.serve.next_tokens import Computed, NextTokens
 from llmlab.serve.paged_cache import PagedCache, StepInputs
 from llmlab.serve.sequence import Slice
 from llmlab.serve.tapes import Tapes
+from llmlab.serve.tensor_parallel import Ranks
 from llmlab.tokenizers import Tokenizer
 
 
@@ -35,6 +39,7 @@ class Runner:
         max_len: most tokens of a sequence; the model's own limit when None.
         scheme: how weights are kept on a CPU.
         has_int8_kv: whether keys and values are kept as int8.
+        ranks: the processes that hold the other shares of the model, if it is one.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Runner:
         max_len: int | None = None,
         scheme: Scheme = "stored",
         has_int8_kv: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         weight = model.head_weight()
         device, dtype = weight.device, weight.dtype
@@ -61,13 +67,25 @@ class Runner:
         )
         self._model = model
         self._logits = fuse_(model, scheme=scheme, max_len=self._max_len)
-        self._tapes = Tapes(self._states, self._cache, self._max_len)
+        self._ranks = ranks
+        # What goes between processes is no part of a tape.
+        self._tapes = Tapes(self._states, self._cache, self._max_len) if ranks is None else None
+        if ranks is not None:
+            sum_shares_(model, ranks.sum_)
+            self._logits = partial(
+                ranks.logits, head=self._logits, vocab_size=model.config.vocab_size
+            )
+
+    def close(self) -> None:
+        """End the other processes of the model, if there are any. May be called twice."""
+        if self._ranks is not None:
+            self._ranks.close()
 
     @torch.inference_mode()
     def run(self, slices: list[Slice]) -> list[Computed]:
         """Compute `slices`; results come in their order."""
-        with serving():
-            states = self._tapes.run(slices)  # (N, E)
+        with serving(), nullcontext() if self._ranks is None else self._ranks.whole_or_over():
+            states = None if self._tapes is None else self._tapes.run(slices)  # (N, E)
             if states is None:
                 states = self._states(StepInputs.of(slices, self._cache))
             ends = [*accumulate(part.num_tokens for part in slices)]
@@ -87,9 +105,13 @@ class Runner:
     @torch.inference_mode()
     def copy_pages(self, pairs: abc.Sequence[tuple[int, int]]) -> None:
         """Copy whole pages of every layer, each pair from its first to its second."""
+        if self._ranks is not None:
+            self._ranks.copy_pages(pairs)
         self._cache.copy_pages(pairs)
 
     def _states(self, inputs: StepInputs) -> Tensor:
+        if self._ranks is not None:
+            self._ranks.step(inputs)
         attend = self._cache.attend(inputs)
         return self._model.hidden(inputs.token_ids, inputs.positions, attend)[0]  # (N, E)
 

@@ -11,7 +11,7 @@ from llmlab.kernels import native
 from llmlab.kernels.int8 import quantize_rows_twin, w8a16_linear, w8a16_linear_twin
 from llmlab.kernels.norm import rms_norm, rms_norm_twin
 from llmlab.kernels.op import serving
-from llmlab.kernels.packed_linear import PackedLinear
+from llmlab.kernels.packed_linear import PackedLinear, Scheme
 from llmlab.kernels.paged_attention import paged_attention, paged_attention_twin
 from llmlab.kernels.pointwise import swiglu, swiglu_twin
 from llmlab.kernels.sample import sample_tokens, sample_tokens_twin
@@ -46,7 +46,12 @@ def linear_is_right():
 def packed_layers_are_right():
     torch.manual_seed(0)
     # Of the rounding of weights, activations and results.
-    bounds = {"stored": 4e-3, "int8": 1e-2, "int8-dynamic": 2e-2, "int4": 1e-1}
+    bounds: dict[Scheme, float] = {
+        "stored": 4e-3,
+        "int8": 1e-2,
+        "int8-dynamic": 2e-2,
+        "int4": 1e-1,
+    }
     for dtype in (torch.float32, torch.bfloat16):
         for M, K, N in ((1, 90, 70), (37, 33, 50), (8, 128, 96)):
             x, weight = torch.randn(M, K).to(dtype), torch.randn(N, K).to(dtype)

@@ -97,8 +97,9 @@ def expected(folder, prompts) -> list[tuple[list[int], list[float]]]:
         {"max_running": 8},
         {"max_running": 8, "max_batch_tokens": 24},
         {"max_running": 8, "max_batch_tokens": 24, "num_pages": 24},
+        {"max_running": 8, "max_batch_tokens": 24, "tensor_parallel": 3},
     ],
-    ids=["alone", "batch of 8", "batch of 8, chunked prompts", "few pages"],
+    ids=["alone", "batch of 8", "batch of 8, chunked prompts", "few pages", "three processes"],
 )
 def test_twenty_prompts_give_the_tokens_of_transformers(folder, prompts, expected, changes):
     with Engine(EngineConfig(model=folder, dtype="float32", **changes)) as engine:
