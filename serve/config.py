@@ -41,8 +41,11 @@ class ServeConfig:
     """How weights are kept on a CPU: as they are stored, or rounded when the server starts."""
     kv_dtype: Literal["auto", "int8"] = "auto"
     """How keys and values are kept: as the model's numbers, or rounded to int8."""
-    speculate: Literal["none", "ngram"] = "none"
-    """Guess tokens from the text so far and check several in one step, as long as it pays."""
+    speculate: Literal["none", "ngram", "draft"] = "none"
+    """Guess tokens and check several in one step, as long as it pays: from the text so far, or by
+    a draft model."""
+    draft_model: Path | None = None
+    """Folder of a smaller model with the same tokenizer, for `speculate=draft`."""
     draft_len: int = 8
     """Most tokens guessed at a time."""
     prefix_cache: bool = True
@@ -84,6 +87,7 @@ class ServeConfig:
             quantize=self.quantize,
             kv_dtype=self.kv_dtype,
             speculate=self.speculate,
+            draft_model=self.draft_model,
             draft_len=self.draft_len,
             prefix_cache=self.prefix_cache,
             itl_ratio=self.itl_ratio,

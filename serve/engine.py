@@ -15,6 +15,7 @@ from llmlab.errors import ConfigError, RequestError
 from llmlab.hardware import pick_device, pick_dtype
 from llmlab.model import ModelConfig, load_config
 from llmlab.serve.deltas import Delta, EngineStats, Output
+from llmlab.serve.draft_model import DraftModel
 from llmlab.serve.grammar.compiler import GrammarCompiler
 from llmlab.serve.grammar.spec import GrammarSpec
 from llmlab.serve.grammar.state import GrammarState
@@ -72,6 +73,16 @@ class Engine:
         self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
         self._grammars = GrammarCompiler(self.tokenizer, stop_ids=self.model_config.eos_token_ids)
         self._cost = StepCost()
+        self._draft_model = None
+        if config.speculate == "draft":
+            self._draft_model = DraftModel(
+                config,
+                self.tokenizer,
+                device=device,
+                dtype=dtype,
+                num_pages=num_pages,
+                max_len=self.max_model_len,
+            )
         cache = PrefixCache(config.page_len) if config.prefix_cache else None
         self._pace = None if config.itl_ratio is None else Pace(config.itl_ratio)
         self._scheduler = Scheduler(
@@ -330,14 +341,23 @@ class Engine:
         """Guess what comes next in the sequences that decode, as far as guessing pays."""
         seqs = [seq for seq in self._scheduler.running if seq.num_pending == 1]
         requests = [self._requests[seq.number] for seq in seqs]
-        guesses = [
-            request.guesses.guess(request.seq.token_ids, self.config.draft_len)
-            for request in requests
-        ]
-        lens = [len(guess) for guess in guesses]
+        most = [min(self.config.draft_len, seq.max_len - len(seq.token_ids) - 1) for seq in seqs]
+        guesses: list[list[int]] = []
+        if self._draft_model is None:
+            pairs = zip(requests, most, strict=True)
+            guesses = [
+                request.guesses.guess(request.seq.token_ids, count) for request, count in pairs
+            ]
+            most = [len(guess) for guess in guesses]
+        lens = most
         if self.config.adapt_drafts:
+            guess_s = 0.0 if self._draft_model is None else self._draft_model.token_s
             chances = [request.chance.value for request in requests]
-            lens = draft_lens(chances, lens, len(seqs), self._cost)
+            lens = draft_lens(chances, most, len(seqs), self._cost, guess_s=guess_s)
+        if self._draft_model is not None:
+            room = self._scheduler.room_for_draft
+            lens = [room(seq, count) for seq, count in zip(seqs, lens, strict=True)]
+            guesses = self._draft_model.guess(seqs, lens)
         for seq, guess, length in zip(seqs, guesses, lens, strict=True):
             seq.draft = tuple(guess[:length])
 

@@ -152,8 +152,11 @@ class EngineConfig:
     """How weights are kept on a CPU: as they are stored, or rounded when the engine starts."""
     kv_dtype: Literal["auto", "int8"] = "auto"
     """How keys and values are kept: as the model's numbers, or rounded to int8."""
-    speculate: Literal["none", "ngram"] = "none"
-    """Guess tokens from the text so far and check several in one step, as long as it pays."""
+    speculate: Literal["none", "ngram", "draft"] = "none"
+    """Guess tokens and check several in one step, as long as it pays: from the text so far, or by
+    a draft model."""
+    draft_model: Path | None = None
+    """Folder of a smaller model with the same tokenizer, for `speculate=draft`."""
     draft_len: int = 8
     """Most tokens guessed at a time."""
     adapt_drafts: bool = True
@@ -184,6 +187,16 @@ class EngineConfig:
             raise ConfigError(
                 f"itl_ratio={self.itl_ratio} must be above 1: a step that also reads a prompt "
                 "takes longer than one that does not"
+            )
+        if (self.speculate == "draft") != (self.draft_model is not None):
+            raise ConfigError(
+                f"speculate={self.speculate} with draft_model={self.draft_model}; a draft model "
+                "needs speculate=draft, and the other way round"
+            )
+        if self.draft_model is not None and self.tensor_parallel > 1:
+            raise ConfigError(
+                f"draft_model={self.draft_model} with tensor_parallel={self.tensor_parallel}; a "
+                "draft model runs in one process: use speculate=ngram, or one process"
             )
         if self.max_batch_tokens <= self.max_running:
             raise ConfigError(

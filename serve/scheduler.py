@@ -135,6 +135,24 @@ class Scheduler:
             if seq.group is not None and seq.num_computed >= seq.prompt_len:
                 self._hand_out(seq, seq.group)
 
+    def room_for_draft(self, seq: Sequence, count: int) -> int:
+        """Take pages for a draft as far as they are free; nobody gives way to it.
+
+        Args:
+            seq: it decodes.
+            count: tokens that are wanted behind the known ones.
+
+        Returns:
+            How many fit; none where the page of the next token has other owners.
+        """
+        if count < 1 or self._is_shared(seq):
+            return 0
+        missing = self.pool.pages_for(len(seq.token_ids) + count) - len(seq.pages)
+        num_spare = self.pool.num_free - len(self.running)  # the next step needs one for each
+        if missing > 0:
+            seq.pages += self.pool.take(max(0, min(missing, num_spare)))
+        return max(0, min(count, len(seq.pages) * self.pool.page_len - len(seq.token_ids)))
+
     def drafted(self, seq: Sequence, num_right: int) -> None:
         """Record that so many tokens of a draft were right, after they were appended."""
         seq.num_computed += num_right
@@ -175,18 +193,10 @@ class Scheduler:
         for part in decodes:
             seq = part.seq
             most = min(len(seq.draft), budget, seq.max_len - part.end - 1)
-            draft = seq.draft[: self._make_room_for_draft(seq, most)] if most > 0 else ()
+            draft = seq.draft[: self.room_for_draft(seq, most)]
             budget -= len(draft)
             found.append(Slice(seq, part.start, part.end, draft))
         return found
-
-    def _make_room_for_draft(self, seq: Sequence, count: int) -> int:
-        """Take pages for `count` more tokens as far as they are free; return how many fit."""
-        missing = self.pool.pages_for(len(seq.token_ids) + count) - len(seq.pages)
-        num_spare = self.pool.num_free - len(self.running)  # the next step needs one for each
-        if missing > 0:
-            seq.pages += self.pool.take(max(0, min(missing, num_spare)))
-        return min(count, len(seq.pages) * self.pool.page_len - len(seq.token_ids))
 
     def _prompt_budget(self, decodes: list[Slice]) -> int:
         num_tokens = sum(part.num_tokens for part in decodes)

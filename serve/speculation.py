@@ -148,7 +148,12 @@ class Chance:
 
 
 def draft_lens(
-    chances: Sequence[float], most: Sequence[int], num_tokens: int, cost: StepCost
+    chances: Sequence[float],
+    most: Sequence[int],
+    num_tokens: int,
+    cost: StepCost,
+    *,
+    guess_s: float = 0.0,
 ) -> list[int]:
     """Choose how long each sequence's draft is, for most tokens per second.
 
@@ -157,20 +162,23 @@ def draft_lens(
         most: the longest draft of each.
         num_tokens: of the step without drafts.
         cost: of steps.
+        guess_s: seconds that guessing takes, for each token of the longest draft.
     """
     worth = sorted(
-        (chance**length, row)
-        for row, (chance, longest) in enumerate(zip(chances, most, strict=True))
-        for length in range(1, longest + 1)
+        (
+            (chance**length, row)
+            for row, chance in enumerate(chances)
+            for length in range(1, most[row] + 1)
+        ),
+        reverse=True,
     )
+    lens, best = [0] * len(chances), [0] * len(chances)
     expected = float(len(chances))
-    best, best_count = expected / cost.seconds(num_tokens), 0
-    for count, (gain, _) in enumerate(reversed(worth), start=1):
+    best_rate = expected / cost.seconds(num_tokens)
+    for count, (gain, row) in enumerate(worth, start=1):
         expected += gain
-        rate = expected / cost.seconds(num_tokens + count)
-        if rate > best:
-            best, best_count = rate, count
-    lens = [0] * len(chances)
-    for _, row in worth[len(worth) - best_count :]:
         lens[row] += 1
-    return lens
+        rate = expected / (cost.seconds(num_tokens + count) + max(lens) * guess_s)
+        if rate > best_rate:
+            best_rate, best = rate, list(lens)
+    return best

@@ -11,10 +11,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from llmlab.errors import ConfigError
 from llmlab.model import load_model
 from llmlab.serve import Engine, EngineConfig, SamplingParams
 from llmlab.serve.deltas import Output
 from llmlab.serve.grammar.spec import GrammarSpec
+from llmlab.tokenizers import Tokenizer
 from tests.tiny import tiny_model_folder
 
 REPEATING = [[7, 8, 9, 10, 11] * 5 + [7, 8], [3, 4] * 9, [50, 60, 70, 50, 60]]
@@ -59,6 +61,15 @@ def folder(tmp_path_factory) -> Path:
     return tiny_model_folder(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="module")
+def draft_folders(tmp_path_factory) -> dict[str, Path]:
+    """The same model again, which always guesses right, and another one, which seldom does."""
+    return {
+        name: tiny_model_folder(tmp_path_factory.mktemp(name), architecture, seed=seed)
+        for name, architecture, seed in (("same", "qwen3", 0), ("other", "llama", 5))
+    }
+
+
 def run(folder: Path, params: SamplingParams, **changes) -> tuple[list[Output], Engine]:
     config = replace(EngineConfig(model=folder, dtype="float32"), **changes)
     with Engine(config) as engine:
@@ -72,16 +83,22 @@ def told(output: Output) -> tuple:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("wish", WISHES)
-def test_the_same_tokens_with_and_without_drafts(folder, wish, setting):
+@pytest.mark.parametrize("guesser", ["ngram", "same", "other"])
+def test_the_same_tokens_with_and_without_drafts(folder, draft_folders, wish, setting, guesser):
     params, changes = WISHES[wish], SETTINGS[setting]
     expected, _ = run(folder, params, **changes)
-    found, engine = run(folder, params, speculate="ngram", adapt_drafts=False, **changes)
+    how = {"speculate": "ngram"}
+    if guesser != "ngram":
+        how = {"speculate": "draft", "draft_model": draft_folders[guesser]}
+    found, engine = run(folder, params, adapt_drafts=False, **how, **changes)
     assert [told(output) for output in found] == [told(output) for output in expected]
     stats = engine.stats()
     assert 0 <= stats.accepted_tokens <= stats.drafted_tokens
     assert stats.free_pages == stats.num_pages
-    if wish == "greedy":
+    if wish == "greedy" and guesser != "other":
         assert stats.accepted_tokens > 10, "a text that repeats itself is guessed"
+    if wish == "greedy" and guesser == "same" and setting == "plain":
+        assert stats.accepted_tokens > 0.9 * stats.drafted_tokens
     for mine, right in zip(found, expected, strict=True):
         for name in ("logprobs", "prompt_logprobs"):
             pairs = zip(getattr(mine, name) or (), getattr(right, name) or (), strict=True)
@@ -153,3 +170,17 @@ def test_a_sampled_draft_leaves_the_distribution(folder):
     expected.append(num - sum(expected))
     # Fixed seeds: a p-value below this would be seen once in a thousand engines that are right.
     assert chisquare(found, expected).pvalue > 1e-3
+
+
+def test_a_draft_model_must_fit(folder, tmp_path):
+    config = EngineConfig(model=folder, dtype="float32")
+    short = tiny_model_folder(tmp_path / "short", max_position_embeddings=64)
+    with pytest.raises(ConfigError, match="reads 64 tokens and the engine serves 128"):
+        Engine(replace(config, speculate="draft", draft_model=short))
+    Tokenizer.train(["another text, other words"], vocab_size=300).save(short)
+    with pytest.raises(ConfigError, match="has another tokenizer"):
+        Engine(replace(config, speculate="draft", draft_model=short, max_model_len=64))
+    with pytest.raises(ConfigError, match="needs speculate=draft"):
+        replace(config, draft_model=short)
+    with pytest.raises(ConfigError, match="needs speculate=draft"):
+        replace(config, speculate="draft")

@@ -70,6 +70,13 @@ def test_where_every_token_costs_as_much_there_is_no_draft():
     assert draft_lens([0.9] * 16, [8] * 16, 16, compute_bound) == [0] * 16
 
 
+def test_a_guesser_that_takes_its_time_is_asked_for_less():
+    memory_bound = costs(lambda tokens: 0.01)
+    short = draft_lens([0.8], [8], 1, memory_bound, guess_s=0.002)[0]
+    assert 0 < short < draft_lens([0.8], [8], 1, memory_bound)[0]
+    assert draft_lens([0.8], [8], 1, memory_bound, guess_s=0.01) == [0]
+
+
 def test_the_likelier_sequence_gets_the_longer_draft():
     cost = costs(lambda tokens: 0.01 + 0.0015 * tokens)
     likely, unlikely = draft_lens([0.95, 0.2], [8, 8], 2, cost)
