@@ -53,6 +53,8 @@ class Delta:
     num_cached_tokens: int = 0
     """On the first delta: prompt tokens whose keys and values were already in the cache. Of several
     requests submitted as one group, the one that computes the prompt has the number."""
+    embedding: tuple[float, ...] | None = None
+    """On the last delta of a request that asked for one: (E,), of length 1."""
     error: RequestError | None = None
     """Why the request could not go on, with finish_reason "abort": its grammar ran into a limit."""
 
@@ -70,6 +72,8 @@ class Output:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     num_cached_tokens: int = 0
     """Prompt tokens whose keys and values were already in the cache."""
+    embedding: tuple[float, ...] | None = None
+    """The prompt's, (E,), of length 1, when `SamplingParams.pooling` asked for it."""
     error: RequestError | None = None
     """Why it could not go on, with finish_reason "abort"."""
     first_token_s: float | None = None
@@ -101,6 +105,7 @@ class Output:
             finish_reason=reason,
             logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
             prompt_logprobs=deltas[0].prompt_logprobs,
+            embedding=deltas[-1].embedding,
             error=deltas[-1].error,
             num_cached_tokens=deltas[0].num_cached_tokens,
             first_token_s=first_token_s,

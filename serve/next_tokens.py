@@ -35,6 +35,9 @@ class Computed:
     """Theirs, when the request wants them."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Of the prompt tokens that follow the slice's tokens, when the request wants them."""
+    pooled: Tensor | None = None
+    """Sum of the states not pooled yet, or the last one, (E,), float32, when the request wants an
+    embedding."""
     failure: RequestError | None = None
     """Why there is no next token and the request cannot go on."""
 

@@ -68,6 +68,9 @@ class SamplingParams:
     """What this prompt leaves in the prefix cache is found only by requests with the same salt."""
     grammar: GrammarSpec | None = None
     """The structure the text is to have: a JSON schema, a regular expression, choices, EBNF."""
+    pooling: Literal["mean", "last"] | None = None
+    """With `max_tokens=0`, give the prompt's states after the final norm: their mean or the last
+    one, of length 1."""
 
     def __post_init__(self) -> None:
         _real(self, "temperature", 0, 2)
@@ -85,6 +88,7 @@ class SamplingParams:
         _whole(self, "prompt_logprobs", 0, MAX_TOP_LOGPROBS, optional=True)
         self._check_stops()
         self._check_bias()
+        self._check_pooling()
         salt = self.cache_salt
         if salt is not None and (not isinstance(salt, str) or not salt):
             raise RequestError(
@@ -107,6 +111,18 @@ class SamplingParams:
             raise RequestError(
                 f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}; lower it",
                 param="min_tokens",
+            )
+
+    def _check_pooling(self) -> None:
+        if self.pooling not in (None, "mean", "last"):
+            raise RequestError(
+                f"pooling={self.pooling!r} is unknown; use mean or last", param="pooling"
+            )
+        if self.pooling is not None and self.max_tokens != 0:
+            raise RequestError(
+                f"pooling={self.pooling} with max_tokens={self.max_tokens}; an embedding generates "
+                "nothing: use max_tokens=0",
+                param="pooling",
             )
 
     def _check_bias(self) -> None:

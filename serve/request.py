@@ -5,6 +5,9 @@ Not here: what a step computes (runner.py), when a sequence runs (scheduler.py).
 
 from collections import abc
 
+from torch import Tensor
+from torch.nn import functional
+
 from llmlab.errors import RequestError
 from llmlab.serve.deltas import Delta, FinishReason, TokenLogprob
 from llmlab.serve.detokenize import TextStream
@@ -33,6 +36,8 @@ class Request:
         """Until the first delta carries them away; None when they are not wanted."""
         if seq.params.prompt_logprobs is not None:
             self._prompt_logprobs = [None]
+        self._pooled: Tensor | None = None
+        """(E,), float32: the sum of the states so far, or the last one."""
 
     def advance(self, part: Slice, result: Computed) -> Delta | None:
         """Add what a step found; return None when there is nothing to tell yet."""
@@ -40,6 +45,8 @@ class Request:
         if self._prompt_logprobs is not None:
             self._prompt_logprobs += result.prompt_logprobs
             seq.num_scored += len(result.prompt_logprobs)
+        if result.pooled is not None:
+            self._pool(part, result.pooled)
         if not part.is_last:
             return None
         is_first = not seq.num_generated
@@ -60,7 +67,14 @@ class Request:
             finish_reason=finish_reason,
             prompt_logprobs=None if prompt_logprobs is None else tuple(prompt_logprobs),
             num_cached_tokens=(seq.num_cached or 0) if is_first else 0,
+            embedding=None if self._pooled is None else tuple(_of_length_1(self._pooled)),
         )
+
+    def _pool(self, part: Slice, states: Tensor) -> None:
+        if self._pooled is not None and self.seq.params.pooling == "mean":
+            states = self._pooled + states
+        self._pooled = states
+        self.seq.num_pooled = max(self.seq.num_pooled, part.end)
 
     def _append(self, token_ids: abc.Sequence[int]) -> tuple[str, FinishReason | None]:
         """Add tokens until the request ends; return their text and why it ends.
@@ -95,3 +109,7 @@ class Request:
             return text, None
         rest, stopped = self._text.finish()
         return text + rest, "stop" if stopped or is_complete else "length"
+
+
+def _of_length_1(x: Tensor) -> list[float]:
+    return functional.normalize(x, dim=0).tolist()

@@ -97,9 +97,12 @@ class Runner:
             ]
             results = self._next_tokens(slices, states[rows] if len(rows) < len(states) else states)
             for at, part in enumerate(slices):
-                if part.seq.params.prompt_logprobs is not None:
-                    own = states[ends[at] - part.num_tokens : ends[at]]
-                    results[at] = replace(results[at], prompt_logprobs=self._prompt(part, own))
+                params, own = part.seq.params, slice(ends[at] - part.num_tokens, ends[at])
+                if params.prompt_logprobs is not None:
+                    scored = self._prompt(part, states[own])
+                    results[at] = replace(results[at], prompt_logprobs=scored)
+                if params.pooling is not None:
+                    results[at] = replace(results[at], pooled=_pooled(part, states[own]))
             return results
 
     @torch.inference_mode()
@@ -135,3 +138,10 @@ class Runner:
         logits = self._logits(states[first - 1 - part.start : last - part.start])
         num_top = seq.params.prompt_logprobs or 0
         return self._chooser.score(seq.token_ids[first : last + 1], logits, num_top)
+
+
+def _pooled(part: Slice, states: Tensor) -> Tensor:
+    """Return what states (T, E) of a slice add to an embedding: (E,), float32."""
+    if part.seq.params.pooling == "last":
+        return states[-1].float()
+    return states[max(part.seq.num_pooled - part.start, 0) :].sum(0, dtype=torch.float32)

@@ -46,6 +46,8 @@ class Sequence:
     """Owned pages, in the order of the positions they hold."""
     num_scored: int = 1
     """Leading prompt tokens that need no log-probability any more; nothing predicts the first."""
+    num_pooled: int = 0
+    """Leading prompt tokens whose states are in the embedding already."""
     num_cached: int | None = None
     """Prompt tokens that were in the cache when it first got pages; None before."""
     level: int = 0
@@ -80,10 +82,13 @@ class Sequence:
         """Most leading tokens that may come from the cache.
 
         One must be computed, for its logits give the next token; and where the prompt's
-        log-probabilities are wanted, so must all that predict a token not scored yet.
+        log-probabilities are wanted, so must all that predict a token not scored yet. The same
+        holds for the states of which the mean is wanted.
         """
         if self.params.prompt_logprobs is not None and self.num_scored < self.prompt_len:
             return self.num_scored - 1
+        if self.params.pooling == "mean":
+            return min(self.num_pooled, len(self.token_ids) - 1)
         return len(self.token_ids) - 1
 
 
