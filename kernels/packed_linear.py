@@ -46,6 +46,10 @@ class PackedLinear(nn.Module):
         is_wide: whether the result is float32, for logits.
     """
 
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+
     def __init__(
         self,
         weight: Tensor,
@@ -65,15 +69,18 @@ class PackedLinear(nn.Module):
         if gate is not None:
             gates = _blocks(gate.detach(), 1)
             blocks = torch.stack((gates, blocks), dim=1).flatten(0, 1)  # a gate before each block
-        self.scale: Tensor | None = None
+        scale = None
         if scheme == "stored":
-            self.weight = _words(blocks, 4 // blocks.dtype.itemsize)
+            words = _words(blocks, 4 // blocks.dtype.itemsize)
         elif scheme == "int4":
-            self.weight, self.scale = _int4(blocks)
+            words, scale = _int4(blocks)
         else:
-            numbers, self.scale = quantize_rows_twin(blocks.flatten(0, 1))
-            self.weight = _words(numbers.view(blocks.shape), 4)
-        self.bias = None if bias is None else bias.detach().float()
+            numbers, scale = quantize_rows_twin(blocks.flatten(0, 1))
+            words = _words(numbers.view(blocks.shape), 4)
+        self.register_buffer("weight", words, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        bias = None if bias is None else bias.detach().float()
+        self.register_buffer("bias", bias, persistent=False)
         function = _function(weight.dtype, scheme, is_wide=is_wide)
         assert function is not None, "the caller asks can_pack first"
         self._function = function
