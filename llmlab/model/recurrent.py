@@ -6,6 +6,7 @@ textbook loops of llmlab/foundations/recurrent.py. Sources: Elman 1990 (RNN), Ho
 Schmidhuber 1997 (LSTM), arXiv:1406.1078 (GRU).
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -72,7 +73,7 @@ class Recurrent(LanguageModel):
 
     def states(self, input_ids: Tensor, positions: Tensor | None, attend: Attend) -> States:
         """Return the states (B, T, E) after the final norm; every row is read from its start."""
-        return States(self._read_on(self.embed_tokens(input_ids), [None] * len(self.layers))[0])
+        return States(self.read_on(input_ids, [None] * len(self.layers))[0])
 
     def states_of_documents(self, input_ids: Tensor, document_ids: Tensor) -> States:
         """Return the states of packed rows, each document read from an empty state."""
@@ -92,12 +93,29 @@ class Recurrent(LanguageModel):
         states: list[State | None] = [None] * len(self.layers)
 
         def read(input_ids: Tensor) -> Tensor:
-            hidden, states[:] = self._read_on(self.embed_tokens(input_ids), states)
+            hidden, states[:] = self.read_on(input_ids, states)
             return hidden
 
         return read
 
-    def _read_on(self, x: Tensor, states: list[State | None]) -> tuple[Tensor, list[State | None]]:
+    def read_on(
+        self, input_ids: Tensor, states: Sequence[State | None]
+    ) -> tuple[Tensor, list[State | None]]:
+        """Read the next tokens of texts.
+
+        Args:
+            input_ids: (B, T), int64.
+            states: of each layer, after what was read before; None at the beginning of the texts.
+
+        Returns:
+            Hidden states (B, T, E) after the final norm, and the layers' states after the last
+            token.
+        """
+        return self._read_on(self.embed_tokens(input_ids), states)
+
+    def _read_on(
+        self, x: Tensor, states: Sequence[State | None]
+    ) -> tuple[Tensor, list[State | None]]:
         """Map (B, T, E) to hidden states (B, T, E), and the layers' states to those after it."""
         after: list[State | None] = []
         for layer, state in zip(self.layers, states, strict=True):
