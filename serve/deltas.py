@@ -117,3 +117,5 @@ class EngineStats:
     """Total times a request gave its pages back and was computed again."""
     steps: int
     """Total forward passes."""
+    replicas: int = 1
+    """Engines that answer; more than one, or none, only behind `ReplicaEngine`."""
