@@ -86,9 +86,16 @@ class Routes:
     async def health(self) -> Response:
         """Say whether requests can be answered, and how busy the engine is."""
         if not self._engine.alive:
-            raise ServerError("the engine has stopped; restart the server")
+            raise ServerError("no engine runs; try again soon, or restart the server")
         stats = self._engine.stats()
-        return JSONResponse({"status": "ok", "running": stats.running, "waiting": stats.waiting})
+        return JSONResponse(
+            {
+                "status": "ok",
+                "running": stats.running,
+                "waiting": stats.waiting,
+                "replicas": stats.replicas,
+            }
+        )
 
     async def models(self) -> Response:
         """List the one model."""

@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 from llmlab.errors import MissingExtraError, ServerError
 from llmlab.serve.app import create_app
@@ -106,8 +107,20 @@ class _Server(uvicorn.Server):
 @contextmanager
 def _loaded(config: ServeConfig) -> Iterator[tuple[ASGIApp, socket.socket, AsyncEngine]]:
     api_keys = read_api_keys(config.api_key_file) if config.api_key_file else ()
-    with listen(config.host, config.port) as listener, AsyncEngine(config.engine) as engine:
+    with listen(config.host, config.port) as listener, _engine(config) as engine:
         yield create_app(engine, name=config.served_name, api_keys=api_keys), listener, engine
+
+
+@contextmanager
+def _engine(config: ServeConfig) -> Iterator[AsyncEngine]:
+    """Start one engine in this process, or replicas in their own behind the same methods."""
+    if config.replicas == 1:
+        with AsyncEngine(config.engine) as engine:
+            yield engine
+    else:
+        cluster = import_module("llmlab.serve.replicas.cluster")  # Ray is an extra of its own
+        with cluster.running_replicas(config.engine, config.replicas) as engine:
+            yield engine
 
 
 def _settings(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:

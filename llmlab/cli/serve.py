@@ -32,6 +32,7 @@ def run(config: ServeConfig) -> None:
         progress.note(
             f"{config.served_name}: {engine.config.dtype}, context {engine.max_model_len} tokens, "
             f"{stats.num_pages} pages of {engine.config.page_len} tokens"
+            + (f" in {stats.replicas} replicas" if stats.replicas > 1 else "")
         )
         if config.host not in _LOOPBACK and config.api_key_file is None:
             progress.note("anyone who reaches this machine may use it; see --api-key-file")

@@ -66,7 +66,7 @@ def test_models(server, client):
 
 def test_health(server):
     body = server.client.get("/health").json()
-    assert body == {"status": "ok", "running": 0, "waiting": 0}
+    assert body == {"status": "ok", "running": 0, "waiting": 0, "replicas": 1}
 
 
 def test_tokenize_and_back(server):
