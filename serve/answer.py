@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llmlab.serve.async_engine import AsyncEngine
+from llmlab.serve.backend import Backend
 from llmlab.serve.choices import running_choices
 from llmlab.serve.deltas import Delta
 from llmlab.serve.params import SamplingParams
@@ -70,7 +70,7 @@ class Answer:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        engine: Backend,
         choices: Sequence[Choice],
         form: Form,
         *,

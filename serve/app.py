@@ -19,7 +19,7 @@ from typing import Any
 from llmlab.errors import LabError, MissingExtraError, ServerError
 from llmlab.serve import chat_completions, completions
 from llmlab.serve.answer import Answer
-from llmlab.serve.async_engine import AsyncEngine
+from llmlab.serve.backend import Backend
 from llmlab.serve.envelope import ApiError, handle
 from llmlab.serve.guards import LimitBody, RequireKey
 from llmlab.serve.schema import (
@@ -42,7 +42,7 @@ _CLIENT_CLOSED = 499
 """nginx's status for a client that left; only a log ever sees it."""
 
 
-def create_app(engine: AsyncEngine, *, name: str, api_keys: Sequence[str] = ()) -> FastAPI:
+def create_app(engine: Backend, *, name: str, api_keys: Sequence[str] = ()) -> FastAPI:
     """Return the ASGI application.
 
     Args:
@@ -78,7 +78,7 @@ class Routes:
         name: what requests call the model.
     """
 
-    def __init__(self, engine: AsyncEngine, name: str) -> None:
+    def __init__(self, engine: Backend, name: str) -> None:
         self._engine = engine
         self._name = name
         self._created = int(time.time())
