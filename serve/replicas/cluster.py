@@ -18,7 +18,7 @@ import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,9 +30,9 @@ import torch
 
 from llmlab.errors import ConfigError, LabError, MissingExtraError, ServerError
 from llmlab.hardware import physical_cores, pick_device, pick_dtype
-from llmlab.serve.params import EngineConfig, SamplingParams
+from llmlab.serve.params import EngineConfig
 from llmlab.serve.replicas.engine import ReplicaEngine
-from llmlab.serve.replicas.replica import Batch, Replica, ReplicaInfo
+from llmlab.serve.replicas.replica import Batch, Job, Replica, ReplicaInfo
 
 _LOOPBACK = "127.0.0.1"
 _BATCHES_PER_CALL = 10_000
@@ -164,8 +164,8 @@ class _RayReplica:
             batches = self._actor.batches.remote(_BATCHES_PER_CALL)
             await loop.run_in_executor(self._reader, self._read, batches, loop, deliver)
 
-    def submit(self, number: int, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        self._actor.submit.remote(number, prompt_ids, params)
+    def submit(self, job: Job) -> None:
+        self._actor.submit.remote(job)
 
     def abort(self, number: int) -> None:
         self._actor.abort.remote(number)

@@ -11,15 +11,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import NoReturn, Protocol
 
 from llmlab.errors import LabError, ServerError
 from llmlab.serve.deltas import Delta, EngineStats
-from llmlab.serve.params import SamplingParams
 from llmlab.serve.replicas.dispatch import Dispatcher, Restarts
-from llmlab.serve.replicas.replica import Batch, ReplicaInfo
+from llmlab.serve.replicas.replica import Batch, Job, ReplicaInfo
 from llmlab.serve.replicas.router import PrefixRouter
 
 logger = logging.getLogger(__name__)
@@ -47,8 +46,8 @@ class ReplicaHandle(Protocol):
         """
         ...
 
-    def submit(self, number: int, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Send a request; a dead replica swallows it, and `listen` tells."""
+    def submit(self, job: Job) -> None:
+        """Send requests; a dead replica swallows them, and `listen` tells."""
         ...
 
     def abort(self, number: int) -> None:
@@ -85,7 +84,7 @@ class Crew:
         self._capacity = capacity
         self._emit = emit
         self._dispatcher = Dispatcher(PrefixRouter(page_len=page_len))
-        self._requests: dict[int, tuple[Sequence[int], SamplingParams]] = {}
+        self._requests: dict[int, Job] = {}
         self._handles: dict[int, ReplicaHandle] = {}  # by place; a dead replica has none
         self._stats: dict[int, EngineStats] = {}
 
@@ -116,10 +115,11 @@ class Crew:
                 group.create_task(self._keep(place, handle))
         raise ServerError("every replica died again and again; the server's log says why")
 
-    def submit(self, number: int, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Give a request to a replica, or let it wait until one has room; numbers grow."""
-        self._requests[number] = prompt_ids, params
-        self._dispatcher.add(number, prompt_ids)
+    def submit(self, job: Job) -> None:
+        """Give requests to a replica, or let them wait until one has room; numbers grow."""
+        self._requests.update(dict.fromkeys(job.params, job))
+        first = next(iter(job.params.values()))
+        self._dispatcher.add([*job.params], job.prompt_ids, root=first.cache_salt)
         self._place()
 
     def abort(self, number: int) -> None:
@@ -174,15 +174,10 @@ class Crew:
 
     def _deliver(self, place: int, batch: Batch) -> None:
         self._stats[place] = batch.stats
-        letters: list[tuple[int, Delta | ServerError]] = []
-        for number, item in batch.items:
-            if number not in self._requests:  # aborted while this was under way
-                continue
-            if isinstance(item, str):
-                letters.append((number, ServerError(item)))
-            else:
-                letters.append((number, item))
-            if isinstance(item, str) or item.finish_reason is not None:
+        # What was aborted while this was under way is dropped.
+        letters = [letter for letter in batch.items if letter[0] in self._requests]
+        for number, delta in letters:
+            if delta.finish_reason is not None:
                 self._forget(number)
             else:
                 self._dispatcher.begun(number)
@@ -195,5 +190,7 @@ class Crew:
         return self._dispatcher.done(number)
 
     def _place(self) -> None:
-        for replica, number in self._dispatcher.place():
-            self._handles[replica].submit(number, *self._requests[number])
+        for replica, numbers in self._dispatcher.place():
+            job = self._requests[numbers[0]]
+            left = {number: job.params[number] for number in numbers}
+            self._handles[replica].submit(replace(job, params=left))

@@ -1,14 +1,15 @@
 """Who has which request, and what becomes of it when a replica dies; plain Python, no tensors.
 
-A request waits in line until a replica has room, first come, first served. When its replica dies
-before any of its answer came, it goes back to its place in the line; when part of the answer has
-gone out it fails, for a second replica would not say the rest of the same answer. One that has
-lost `max_tries` replicas fails, too: it may be what kills them.
+Requests with one prompt are a group: one replica has them all, so that it reads the prompt once.
+A group waits in line until a replica has room, first come, first served. When its replica dies
+before any of its answers began, it goes back to its place in the line; when part of one has gone
+out it fails, for a second replica would not say the rest of the same answer. One that has lost
+`max_tries` replicas fails, too: it may be what kills them.
 Not here: which replica (router.py), how anything travels (engine.py).
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from llmlab.serve.replicas.router import PrefixRouter
@@ -18,8 +19,11 @@ MAX_TRIES = 3
 
 
 @dataclass(slots=True, eq=False)
-class _Entry:
+class _Group:
+    numbers: list[int]
+    """Its requests that are not over, in their order; never empty."""
     prompt_ids: Sequence[int]
+    root: Hashable
     replica: int | None = None
     num_tries: int = 0
     has_begun: bool = False
@@ -36,16 +40,25 @@ class Dispatcher:
     def __init__(self, router: PrefixRouter, *, max_tries: int = MAX_TRIES) -> None:
         self._router = router
         self._max_tries = max_tries
-        self._entries: dict[int, _Entry] = {}
-        self._line: deque[int] = deque()
+        self._groups: dict[int, _Group] = {}  # by the number of each of their requests
+        self._line: deque[_Group] = deque()
 
     def __contains__(self, number: int) -> bool:
-        return number in self._entries
+        return number in self._groups
 
-    def add(self, number: int, prompt_ids: Sequence[int]) -> None:
-        """Put a new request at the end of the line; numbers grow."""
-        self._entries[number] = _Entry(prompt_ids)
-        self._line.append(number)
+    def add(
+        self, numbers: Sequence[int], prompt_ids: Sequence[int], *, root: Hashable = None
+    ) -> None:
+        """Put new requests with one prompt at the end of the line.
+
+        Args:
+            numbers: theirs, which grow; no more than a replica may have.
+            prompt_ids: the prompt.
+            root: what prompts must have in common, beside their tokens, to share pages.
+        """
+        group = _Group(list(numbers), prompt_ids, root)
+        self._groups.update(dict.fromkeys(numbers, group))
+        self._line.append(group)
 
     def add_replica(self, replica: int, *, capacity: int, max_pages: int) -> None:
         """Count on a replica that is ready.
@@ -57,25 +70,27 @@ class Dispatcher:
         """
         self._router.add(replica, capacity=capacity, max_pages=max_pages)
 
-    def place(self) -> list[tuple[int, int]]:
-        """Give the requests at the head of the line to replicas while there is room.
+    def place(self) -> list[tuple[int, list[int]]]:
+        """Give the groups at the head of the line to replicas while there is room.
 
         Returns:
-            Pairs of replica and request.
+            Pairs of a replica and the requests it is given.
         """
         placed = []
         while self._line:
-            entry = self._entries[self._line[0]]
-            entry.replica = self._router.route(entry.prompt_ids)
-            if entry.replica is None:
+            group = self._line[0]
+            group.replica = self._router.route(
+                group.prompt_ids, root=group.root, num_requests=len(group.numbers)
+            )
+            if group.replica is None:
                 break
-            entry.num_tries += 1
-            placed.append((entry.replica, self._line.popleft()))
+            group.num_tries += 1
+            placed.append((group.replica, list(self._line.popleft().numbers)))
         return placed
 
     def begun(self, number: int) -> None:
-        """Note that part of the answer has gone out."""
-        self._entries[number].has_begun = True
+        """Note that part of an answer has gone out."""
+        self._groups[number].has_begun = True
 
     def done(self, number: int) -> int | None:
         """Forget a request that is over, or that nobody wants any more.
@@ -83,14 +98,15 @@ class Dispatcher:
         Returns:
             The replica that has it; None when it waits in line or is not known.
         """
-        entry = self._entries.pop(number, None)
-        if entry is None:
+        group = self._groups.pop(number, None)
+        if group is None:
             return None
-        if entry.replica is None:
-            self._line.remove(number)
-        else:
-            self._router.done(entry.replica)
-        return entry.replica
+        group.numbers.remove(number)
+        if group.replica is not None:
+            self._router.done(group.replica)
+        elif not group.numbers:
+            self._line.remove(group)
+        return group.replica
 
     def died(self, replica: int) -> dict[int, str]:
         """Forget a replica; its requests go back to where they were in the line.
@@ -99,27 +115,28 @@ class Dispatcher:
             The requests that fail instead, already forgotten, each with the reason.
         """
         self._router.remove(replica)
-        lost = [number for number, entry in self._entries.items() if entry.replica == replica]
+        lost = [group for group in dict.fromkeys(self._groups.values()) if group.replica == replica]
         failed = {}
-        for number in lost:
-            reason = self._reason_to_fail(self._entries[number])
+        for group in lost:
+            reason = self._reason_to_fail(group)
             if reason is None:
-                self._entries[number].replica = None
+                group.replica = None
+                self._line.append(group)
             else:
-                failed[number] = reason
-                del self._entries[number]
-        again = [number for number in lost if number not in failed]
-        self._line = deque(sorted([*again, *self._line]))
+                failed.update(dict.fromkeys(group.numbers, reason))
+        for number in failed:
+            del self._groups[number]
+        self._line = deque(sorted(self._line, key=lambda group: group.numbers[0]))
         return failed
 
-    def _reason_to_fail(self, entry: _Entry) -> str | None:
-        if entry.has_begun:
+    def _reason_to_fail(self, group: _Group) -> str | None:
+        if group.has_begun:
             return (
                 "the replica that was answering died when part of the answer had been sent; "
                 "send the request again"
             )
-        if entry.num_tries >= self._max_tries:
-            return f"{entry.num_tries} replicas died with this request; it is not tried again"
+        if group.num_tries >= self._max_tries:
+            return f"{group.num_tries} replicas died with this request; it is not tried again"
         return None
 
 

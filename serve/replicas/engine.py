@@ -17,12 +17,13 @@ from typing import Self
 
 from llmlab.errors import LabError, RequestError, ServerError
 from llmlab.model import load_config
-from llmlab.serve.async_engine import Stream, _Mailbox, _put
 from llmlab.serve.deltas import Delta, EngineStats
+from llmlab.serve.grammar.compiler import GrammarCompiler
+from llmlab.serve.limits import Limits
 from llmlab.serve.params import EngineConfig, SamplingParams
 from llmlab.serve.replicas.crew import Crew, Letters, ReplicaHandle
-from llmlab.serve.replicas.limits import Limits
-from llmlab.serve.replicas.replica import ReplicaInfo
+from llmlab.serve.replicas.replica import Job, ReplicaInfo
+from llmlab.serve.streams import Letter, Mailbox, Stream, post
 from llmlab.tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -51,19 +52,20 @@ class ReplicaEngine:
         self.config = config
         self.model_config = load_config(config.model)
         self.tokenizer = Tokenizer.load(config.model)
-        capacity = config.max_running + config.max_waiting
-        self._most_open = num_replicas * capacity
+        self._grammars = GrammarCompiler(self.tokenizer, stop_ids=self.model_config.eos_token_ids)
+        self._capacity = config.max_running + config.max_waiting
+        self._most_open = num_replicas * self._capacity
         self._crew = Crew(
             start,
             num_replicas=num_replicas,
-            capacity=capacity,
+            capacity=self._capacity,
             page_len=config.page_len,
             emit=self._emit,
         )
         # Reentrant: a stream collected while it is held can still abort.
         self._lock = threading.RLock()
-        self._open: dict[_Mailbox, int] = {}  # guarded by _lock, as the next three
-        self._mailboxes: dict[int, _Mailbox] = {}
+        self._open: dict[Mailbox, int] = {}  # guarded by _lock, as the next three
+        self._mailboxes: dict[int, Mailbox] = {}
         self._is_over = False
         self._failure: ServerError | None = None
         self._numbers = count()
@@ -86,30 +88,77 @@ class ReplicaEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Stream:
+    async def prepare(self, params: SamplingParams) -> None:
+        """Check the grammar of a request; nothing to do where it has none.
+
+        Await it before `stream` or `streams`, for a refusal to become an HTTP status. The replica
+        that gets the request compiles the grammar again.
+
+        Raises:
+            RequestError: as `AsyncEngine.prepare`.
+            ServerError: the engine is closed.
+            MissingExtraError: the grammar library is not installed.
+        """
+        if params.grammar is not None:
+            await asyncio.wrap_future(self._grammars.submit(params.grammar))
+
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        client: str = "",
+        is_streamed: bool = True,
+    ) -> Stream:
         """Queue one request; call it from a running event loop.
 
         It validates and queues at once, before the first `await`, so that a refusal can still
-        become an HTTP status.
+        become an HTTP status. The arguments are those of `AsyncEngine.stream`.
 
         Raises:
-            RequestError: as `AsyncEngine.stream`; the queue is full when all replicas together
-                have as many requests as they may (status 429).
+            RequestError: as `streams`.
             ServerError: the engine is closed, or no replica is left.
         """
-        self._limits.check(prompt_ids, params)
-        mailbox = _Mailbox(asyncio.get_running_loop(), asyncio.Queue())
+        return self.streams(prompt_ids, [params], client=client, is_streamed=is_streamed)[0]
+
+    def streams(
+        self,
+        prompt_ids: Sequence[int],
+        params: Sequence[SamplingParams],
+        *,
+        client: str = "",
+        is_streamed: bool = True,
+    ) -> list[Stream]:
+        """Queue several requests with one prompt, which go to one replica.
+
+        The arguments are those of `AsyncEngine.streams`. Where one is refused, none is queued.
+
+        Raises:
+            RequestError: as `AsyncEngine.streams`; there are more than one replica holds (status
+                400); all replicas together have as many as they may (status 429).
+            ServerError: the engine is closed, or no replica is left.
+        """
+        self._limits.check(prompt_ids, *params)
+        if len(params) > self._capacity:
+            raise RequestError(
+                f"{len(params)} requests have one prompt and a replica holds {self._capacity}; "
+                "send fewer at a time",
+                param="n",
+            )
+        mailboxes = [Mailbox.here() for _ in params]
         with self._lock:
             if self._is_over:
                 raise self._failure or ServerError("the engine is closed; start the server again")
-            if len(self._open) >= self._most_open:
+            if len(self._open) + len(mailboxes) > self._most_open:
                 raise RequestError(
                     f"{len(self._open)} requests run or wait already; try again later", status=429
                 )
-            number = next(self._numbers)
-            self._open[mailbox], self._mailboxes[number] = number, mailbox
-            self._tell(self._crew.submit, number, list(prompt_ids), params)
-        return Stream(mailbox, self._abort)
+            numbers = [next(self._numbers) for _ in mailboxes]
+            self._open.update(zip(mailboxes, numbers, strict=True))
+            self._mailboxes.update(zip(numbers, mailboxes, strict=True))
+            by_number = dict(zip(numbers, params, strict=True))
+            self._tell(self._crew.submit, Job(list(prompt_ids), by_number, client, is_streamed))
+        return [Stream(mailbox, self._abort) for mailbox in mailboxes]
 
     @property
     def alive(self) -> bool:
@@ -127,12 +176,13 @@ class ReplicaEngine:
             if not self._is_over:
                 self._tell(self._work.cancel)
         self._thread.join()
+        self._grammars.close()
 
     def _tell(self, command: Callable[..., object], *arguments: object) -> None:
         """Run a command in the replicas' loop, behind those told before; needs the lock."""
         self._loop.call_soon_threadsafe(command, *arguments)
 
-    def _abort(self, mailbox: _Mailbox) -> None:
+    def _abort(self, mailbox: Mailbox) -> None:
         with self._lock:
             number = self._open.pop(mailbox, None)
             if number is not None:
@@ -168,19 +218,15 @@ class ReplicaEngine:
             self._emit([(number, last) for number in list(self._mailboxes)])
 
     def _emit(self, letters: Letters) -> None:
-        """Put letters into their mailboxes, with one call for each server's loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Mailbox, Delta | ServerError]]] = {}
+        """Put letters into their mailboxes."""
+        own: list[Letter] = []
         with self._lock:
             for number, item in letters:
                 mailbox = self._mailboxes.get(number)
                 if mailbox is None:
                     continue
-                by_loop.setdefault(mailbox.loop, []).append((mailbox, item))
+                own.append((mailbox, item))
                 if isinstance(item, ServerError) or item.finish_reason is not None:
                     del self._mailboxes[number], self._open[mailbox]
-        for loop, own in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_put, own)
-            except RuntimeError:  # the loop is closed: nobody reads these any more
-                for mailbox, _ in own:
-                    self._abort(mailbox)
+        for mailbox in post(own):
+            self._abort(mailbox)

@@ -9,14 +9,15 @@ Not here: Ray, which carries calls and batches (cluster.py), and everything abou
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-from llmlab.errors import RequestError, ServerError
-from llmlab.serve.async_engine import AsyncEngine, Stream
+from llmlab.errors import LabError, RequestError, ServerError
+from llmlab.serve.async_engine import AsyncEngine
 from llmlab.serve.deltas import Delta, EngineStats
 from llmlab.serve.params import EngineConfig, SamplingParams
+from llmlab.serve.streams import Stream
 
 HEARTBEAT_S = 1.0
 """Seconds after which a batch comes even without deltas, so that counters stay fresh."""
@@ -33,11 +34,24 @@ class ReplicaInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """Requests with one prompt, on their way to a replica."""
+
+    prompt_ids: Sequence[int]
+    params: Mapping[int, SamplingParams]
+    """How each is sampled, by a number that the sender chose and never uses again."""
+    client: str = ""
+    """Who asks, of those the engine is fair between."""
+    is_streamed: bool = True
+    """Whether someone reads the tokens as they come."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a replica has produced since its last batch."""
 
-    items: list[tuple[int, Delta | str]]
-    """Request numbers with what came for them; a text says why the engine refused it."""
+    items: list[tuple[int, Delta]]
+    """Request numbers with what came for them; the last delta of one refused has the error."""
     stats: EngineStats
 
 
@@ -46,10 +60,10 @@ class _Box:
 
     def __init__(self) -> None:
         self._news = threading.Condition()
-        self._items: list[tuple[int, Delta | str]] = []
+        self._items: list[tuple[int, Delta]] = []
         self._failure: ServerError | None = None
 
-    def put(self, items: Sequence[tuple[int, Delta | str]]) -> None:
+    def put(self, items: Sequence[tuple[int, Delta]]) -> None:
         """Add what came."""
         with self._news:
             self._items += items
@@ -61,7 +75,7 @@ class _Box:
             self._failure = error
             self._news.notify()
 
-    def take(self) -> list[tuple[int, Delta | str]]:
+    def take(self) -> list[tuple[int, Delta]]:
         """Wait until there is something, for a second at most, and return all there is.
 
         Raises:
@@ -88,7 +102,7 @@ class _Streams:
         self._box = box
         self._closing = asyncio.Event()
         self._pulls: dict[int, asyncio.Task[None]] = {}
-        self._outgoing: list[tuple[int, Delta | str]] = []
+        self._outgoing: list[tuple[int, Delta]] = []
         running: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(running)), name="llmlab-streams", daemon=True
@@ -105,16 +119,11 @@ class _Streams:
         self.call(self._closing.set)
         self._thread.join()
 
-    def start(self, number: int, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Start a request; a refusal is sent like a delta."""
-        try:
-            stream = self._engine.stream(prompt_ids, params)
-        except RequestError as error:
-            self._put(number, str(error))
-        except ServerError as error:
-            self._box.fail(error)
-        else:
-            self._pulls[number] = asyncio.create_task(self._pull(number, stream))
+    def start(self, job: Job) -> None:
+        """Start requests; a refusal is sent like a delta."""
+        opening = asyncio.create_task(self._open(job))
+        for number in job.params:
+            self._pulls[number] = asyncio.create_task(self._pull(number, opening))
 
     def stop(self, number: int) -> None:
         """Abort a request; one that is over is no error."""
@@ -126,21 +135,36 @@ class _Streams:
         running.set_result(asyncio.get_running_loop())
         await self._closing.wait()
 
-    async def _pull(self, number: int, stream: Stream) -> None:
+    async def _open(self, job: Job) -> dict[int, Stream]:
+        """Queue requests once their grammars are compiled; return the streams by number."""
+        for params in {params.grammar: params for params in job.params.values()}.values():
+            await self._engine.prepare(params)
+        wanted = {n: params for n, params in job.params.items() if n in self._pulls}
+        if not wanted:
+            return {}
+        streams = self._engine.streams(
+            job.prompt_ids, [*wanted.values()], client=job.client, is_streamed=job.is_streamed
+        )
+        return dict(zip(wanted, streams, strict=True))
+
+    async def _pull(self, number: int, opening: asyncio.Task[dict[int, Stream]]) -> None:
         try:
-            async with stream:
+            streams = await asyncio.shield(opening)  # others wait for it, too
+            async with streams[number] as stream:
                 async for delta in stream:
                     self._put(number, delta)
-        except ServerError as error:
-            self._box.fail(error)
+        except RequestError as error:
+            self._put(number, Delta(finish_reason="abort", error=error))
+        except LabError as error:
+            self._box.fail(ServerError(str(error)))
         finally:
             self._pulls.pop(number, None)
 
-    def _put(self, number: int, item: Delta | str) -> None:
-        """Send one thing, together with what else comes in this round of the loop."""
+    def _put(self, number: int, delta: Delta) -> None:
+        """Send a delta, together with what else comes in this round of the loop."""
         if not self._outgoing:
             self._loop.call_soon(self._send)
-        self._outgoing.append((number, item))
+        self._outgoing.append((number, delta))
 
     def _send(self) -> None:
         self._box.put(self._outgoing)
@@ -176,9 +200,9 @@ class Replica:
             stats=self._engine.stats(),
         )
 
-    def submit(self, number: int, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Start a request under a number that the caller chose and never uses again."""
-        self._streams.call(self._streams.start, number, prompt_ids, params)
+    def submit(self, job: Job) -> None:
+        """Start requests."""
+        self._streams.call(self._streams.start, job)
 
     def abort(self, number: int) -> None:
         """Stop a request and free its pages; one that is over is no error."""

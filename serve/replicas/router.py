@@ -1,10 +1,10 @@
-"""Which replica gets a request: the one for which it is least work, none far busier than another.
+"""Which replica gets a prompt: the one for which it is least work, none far busier than another.
 
 Work is counted in tokens: those of the prompt that the replica would have to read, plus a fixed
-number for each request it already has. A prompt's beginning need not be read again where it was
-read before, so the next turn of a conversation returns to where the last one was, a short common
-system prompt yields to an idle replica, and nothing draws a request to a replica that is
-`max_lead` requests ahead of the least busy one.
+number for each request it already has. All requests of one prompt go to one replica. A prompt's
+beginning need not be read again where it was read before, so the next turn of a conversation
+returns to where the last one was, a short common system prompt yields to an idle replica, and
+nothing draws a request to a replica that is `max_lead` requests ahead of the least busy one.
 
 Not here: what is really cached. The router remembers, for each replica, the pages of the prompts
 it sent there, as many as that replica's cache has, the longest unused forgotten first; it may be
@@ -14,7 +14,7 @@ llm-d's scorer (hashed chunks in an LRU list). Plain Python.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 REQUEST_TOKENS = 32
@@ -34,10 +34,9 @@ class _Target:
     pages: OrderedDict[int, None] = field(default_factory=OrderedDict)
     """Keys of pages sent there, the longest unused first; a key stands for all before it, too."""
 
-    @property
-    def has_room(self) -> bool:
-        """Whether it may be given one more request."""
-        return self.load < self.capacity
+    def has_room(self, num_requests: int) -> bool:
+        """Whether it may be given so many more requests."""
+        return self.load + num_requests <= self.capacity
 
 
 class PrefixRouter:
@@ -77,20 +76,27 @@ class PrefixRouter:
         """Forget a replica and what it had; one that is not known is no error."""
         self._targets.pop(replica, None)
 
-    def route(self, prompt_ids: Sequence[int]) -> int | None:
-        """Choose a replica for a prompt and count the request as its own until `done`.
+    def route(
+        self, prompt_ids: Sequence[int], *, root: Hashable = None, num_requests: int = 1
+    ) -> int | None:
+        """Choose a replica for a prompt and count its requests as the replica's until `done`.
+
+        Args:
+            prompt_ids: the prompt.
+            root: what prompts must have in common, beside their tokens, to share pages.
+            num_requests: how many have this prompt.
 
         Returns:
-            Its number; None when there is none, or each has as many requests as it may.
+            Its number; None when there is none with room for all.
         """
-        keys = list(self._keys(prompt_ids))
-        loads = {n: target.load for n, target in self._targets.items() if target.has_room}
+        keys = list(self._keys(prompt_ids, root))
+        loads = {n: t.load for n, t in self._targets.items() if t.has_room(num_requests)}
         if not loads:
             return None
         most = min(loads.values()) + self._max_lead
         fit = [replica for replica, load in loads.items() if load <= most]
         best = min(fit, key=lambda replica: self._cost(replica, keys, len(prompt_ids)))
-        self._targets[best].load += 1
+        self._targets[best].load += num_requests
         self._remember(self._targets[best], keys)
         return best
 
@@ -109,9 +115,9 @@ class PrefixRouter:
         work = to_read + REQUEST_TOKENS * target.load
         return work, target.load, len(target.pages), replica
 
-    def _keys(self, prompt_ids: Sequence[int]) -> Iterator[int]:
+    def _keys(self, prompt_ids: Sequence[int], root: Hashable) -> Iterator[int]:
         """Return a key for each whole page, made of its tokens and the key before it."""
-        key = 0
+        key = hash(root)
         for start in range(0, len(prompt_ids) - self._page_len + 1, self._page_len):
             key = hash((key, *prompt_ids[start : start + self._page_len]))
             yield key

@@ -1,15 +1,18 @@
 """Replicas in this very process: everything of theirs but Ray, so tests take milliseconds."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NoReturn
 
 from llmlab.errors import ServerError
-from llmlab.serve.params import EngineConfig, SamplingParams
+from llmlab.serve.deltas import Delta, Output
+from llmlab.serve.engine import Engine
+from llmlab.serve.params import EngineConfig
 from llmlab.serve.replicas.engine import ReplicaEngine
-from llmlab.serve.replicas.replica import Batch, Replica, ReplicaInfo
+from llmlab.serve.replicas.replica import Batch, Job, Replica, ReplicaInfo
+from llmlab.serve.streams import Stream
 
 
 class LocalReplica:
@@ -33,9 +36,9 @@ class LocalReplica:
             await self.loop.run_in_executor(self.reader, self._read, deliver)
         raise ServerError("its process died")
 
-    def submit(self, number: int, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+    def submit(self, job: Job) -> None:
         if not self.is_dead:
-            self.replica.submit(number, prompt_ids, params)
+            self.replica.submit(job)
 
     def abort(self, number: int) -> None:
         if not self.is_dead:
@@ -88,3 +91,26 @@ def local_engine(
     replicas = LocalReplicas(config, num_good)
     with ReplicaEngine(config, replicas.start, num_replicas) as engine:
         yield engine, replicas
+
+
+def run(test: Awaitable[None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await test
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def collect(stream: Stream) -> list[Delta]:
+    return [delta async for delta in stream]
+
+
+def offline(config: EngineConfig, prompts, params) -> list[Output]:
+    with Engine(config) as engine:
+        return list(engine.generate(prompts, params))

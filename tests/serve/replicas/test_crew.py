@@ -1,29 +1,25 @@
 """The order of things between replicas and requests, with replicas that do what the test says."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, NoReturn
 
 import pytest
 
-from llmlab.errors import LabError, ModelError, ServerError
+from llmlab.errors import LabError, ModelError, RequestError, ServerError
 from llmlab.serve.deltas import Delta, EngineStats
 from llmlab.serve.params import SamplingParams
 from llmlab.serve.replicas.crew import Crew
-from llmlab.serve.replicas.replica import Batch, ReplicaInfo
+from llmlab.serve.replicas.replica import Batch, Job, ReplicaInfo
 
-STATS = EngineStats(
-    running=1,
-    waiting=2,
-    free_pages=3,
-    num_pages=4,
-    prompt_tokens=5,
-    generated_tokens=6,
-    requests=7,
-    preemptions=8,
-    steps=9,
-)
+STATS = EngineStats(**{field.name: 1 + at for at, field in enumerate(fields(EngineStats)[:-1])})
 PARAMS = SamplingParams()
+
+
+def job(*numbers: int, **how: Any) -> Job:
+    """Requests with a prompt that no others have."""
+    return Job([numbers[0]] * 3, dict.fromkeys(numbers, PARAMS), **how)
 
 
 class Scripted:
@@ -33,6 +29,7 @@ class Scripted:
         self.loaded: asyncio.Future[ReplicaInfo] = asyncio.get_running_loop().create_future()
         self.news: asyncio.Queue[Batch | LabError] = asyncio.Queue()
         self.heard: list[tuple[str, int]] = []
+        self.jobs: list[Job] = []
         self.is_killed = False
 
     async def load(self) -> ReplicaInfo:
@@ -45,8 +42,9 @@ class Scripted:
                 raise item
             deliver(item)
 
-    def submit(self, number: int, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        self.heard.append(("submit", number))
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+        self.heard += [("submit", number) for number in job.params]
 
     def abort(self, number: int) -> None:
         self.heard.append(("abort", number))
@@ -56,7 +54,7 @@ class Scripted:
         if not self.loaded.done():
             self.loaded.set_exception(ServerError("its process died"))
 
-    def say(self, *items: tuple[int, Delta | str]) -> None:
+    def say(self, *items: tuple[int, Delta]) -> None:
         self.news.put_nowait(Batch(list(items), STATS))
 
     def die(self) -> None:
@@ -104,7 +102,7 @@ def test_requests_of_a_dead_replica_go_to_the_living_one_at_once():
         stage = Stage()
         first, second = await stage.begin()
         for number in range(5):
-            stage.crew.submit(number, [number] * 3, PARAMS)
+            stage.crew.submit(job(number))
         assert first.heard == [("submit", 0), ("submit", 2)]
         assert second.heard == [("submit", 1), ("submit", 3)]
         first.say((0, Delta(text="begun")))
@@ -132,7 +130,7 @@ def test_an_aborted_request_is_taken_back_and_its_last_deltas_are_dropped():
         stage = Stage(capacity=1)
         first, second = await stage.begin()
         for number in range(3):
-            stage.crew.submit(number, [number], PARAMS)
+            stage.crew.submit(job(number))
         first.say((0, Delta(text="under way")))
         stage.crew.abort(0)
         stage.crew.abort(0)
@@ -140,7 +138,7 @@ def test_an_aborted_request_is_taken_back_and_its_last_deltas_are_dropped():
         await settle()
         assert stage.emitted == []
         assert not stage.work.done()
-        stage.crew.submit(3, [3], PARAMS)
+        stage.crew.submit(job(3))
         stage.crew.abort(3)  # still waits for room: no replica knows of it
         assert first.heard[3:] == second.heard[1:] == []
         stage.work.cancel()
@@ -154,13 +152,38 @@ def test_a_refusal_ends_a_request_and_makes_room():
         stage = Stage(capacity=1)
         first, _ = await stage.begin()
         for number in range(3):
-            stage.crew.submit(number, [number], PARAMS)
-        first.say((0, "too many requests"))
+            stage.crew.submit(job(number))
+        refused = Delta(finish_reason="abort", error=RequestError("too many requests"))
+        first.say((0, refused))
         await settle()
-        [(number, error)] = stage.emitted
-        assert number == 0
-        assert str(error) == "too many requests"
+        assert stage.emitted == [(0, refused)]
         assert first.heard == [("submit", 0), ("submit", 2)]
+        stage.work.cancel()
+        await settle()
+
+    asyncio.run(test())
+
+
+def test_a_group_travels_whole_and_again_without_what_is_over():
+    async def test() -> None:
+        stage = Stage(capacity=4)
+        first, second = await stage.begin()
+        group = job(0, 1, 2, client="ann", is_streamed=False)
+        stage.crew.submit(group)
+        stage.crew.submit(job(3))
+        stage.crew.submit(job(4, 5))
+        stage.crew.submit(job(6, 7))  # waits: no replica has room for both
+        stage.crew.submit(job(8))
+        assert first.jobs == [group]
+        assert second.jobs == [job(3), job(4, 5)]
+        stage.crew.abort(1)
+        assert first.jobs[1:] == [job(6, 7)]
+        assert second.jobs[2:] == [job(8)]
+        first.die()
+        second.say(*((number, Delta(finish_reason="stop")) for number in (3, 4, 5, 8)))
+        await settle()
+        left = Job(group.prompt_ids, {0: PARAMS, 2: PARAMS}, client="ann", is_streamed=False)
+        assert second.jobs[3:] == [left, job(6, 7)]
         stage.work.cancel()
         await settle()
 

@@ -33,42 +33,53 @@ class Traffic(RuleBasedStateMachine):
         self.made = dispatcher(num_replicas, capacity)
         self.capacity = capacity
         self.alive = dict.fromkeys(range(num_replicas), True)
+        self.groups: dict[int, int] = {}  # the first number of each request's group
         self.homes: dict[int, int] = {}  # requests that are with a replica
         self.waiting: list[int] = []
-        self.begun: set[int] = set()
-        self.tries: Counter[int] = Counter()
-        self.num_requests = 0
+        self.begun: set[int] = set()  # groups
+        self.tries: Counter[int] = Counter()  # of groups
+
+    def members(self, group):
+        return [number for number, first in self.groups.items() if first == group]
 
     def place(self):
-        for replica, number in self.made.place():
+        for replica, numbers in self.made.place():
             assert self.alive[replica]
-            assert number == self.waiting.pop(0)  # first come, first served
-            assert number not in self.begun
-            self.homes[number] = replica
-            self.tries[number] += 1
+            group = self.groups[numbers[0]]
+            assert group not in self.begun
+            assert numbers == self.members(group)  # together
+            assert numbers == self.waiting[: len(numbers)]  # first come, first served
+            del self.waiting[: len(numbers)]
+            self.homes.update(dict.fromkeys(numbers, replica))
+            self.tries[group] += 1
 
-    @rule(count=st.integers(1, 5))
-    def arrive(self, count):
+    @rule(data=st.data(), count=st.integers(1, 5))
+    def arrive(self, data, count):
         for _ in range(count):
-            self.made.add(self.num_requests, PROMPT)
-            self.waiting.append(self.num_requests)
-            self.num_requests += 1
+            first = max(self.tries, default=-1) + 100
+            size = data.draw(st.integers(1, min(self.capacity, 4)))
+            numbers = list(range(first, first + size))
+            self.made.add(numbers, PROMPT)
+            self.groups.update(dict.fromkeys(numbers, first))
+            self.tries[first] = 0
+            self.waiting += numbers
         self.place()
 
     @precondition(lambda self: self.homes)
     @rule(data=st.data())
     def answer(self, data):
         number = data.draw(st.sampled_from(sorted(self.homes)))
-        self.begun.add(number)
+        self.begun.add(self.groups[number])
         self.made.begun(number)
 
-    @precondition(lambda self: self.homes or self.waiting)
+    @precondition(lambda self: self.groups)
     @rule(data=st.data())
     def end(self, data):
-        number = data.draw(st.sampled_from(sorted([*self.homes, *self.waiting])))
+        number = data.draw(st.sampled_from(sorted(self.groups)))
         assert number in self.made
         assert self.made.done(number) == self.homes.pop(number, None)
         assert number not in self.made
+        del self.groups[number]
         if number in self.waiting:
             self.waiting.remove(number)
         self.place()
@@ -80,9 +91,12 @@ class Traffic(RuleBasedStateMachine):
         self.alive[dead] = False
         lost = {number for number, replica in self.homes.items() if replica == dead}
         failed = set(self.made.died(dead))
-        assert failed == {n for n in lost if n in self.begun or self.tries[n] == MAX_TRIES}
+        hopeless = self.begun | {group for group, n in self.tries.items() if n == MAX_TRIES}
+        assert failed == {number for number in lost if self.groups[number] in hopeless}
         self.waiting = sorted([*self.waiting, *(lost - failed)])
         self.homes = {n: replica for n, replica in self.homes.items() if n not in lost}
+        for number in failed:
+            del self.groups[number]
         self.place()
 
     @rule()
@@ -97,8 +111,15 @@ class Traffic(RuleBasedStateMachine):
     def no_replica_has_too_many_and_none_idles(self):
         loads = Counter(self.homes.values())
         assert all(load <= self.capacity for load in loads.values())
-        room = self.capacity * sum(self.alive.values()) - len(self.homes)
-        assert not (self.waiting and room)
+        if self.waiting:
+            head = len(self.members(self.groups[self.waiting[0]]))
+            living = [replica for replica, alive in self.alive.items() if alive]
+            assert all(loads[replica] + head > self.capacity for replica in living)
+
+    @invariant()
+    def a_group_has_one_home(self):
+        homes = {(self.groups[number], replica) for number, replica in self.homes.items()}
+        assert len(homes) == len({group for group, _ in homes})
 
 
 TestTraffic = Traffic.TestCase
@@ -108,8 +129,8 @@ TestTraffic.settings = settings(max_examples=100, stateful_step_count=40, deadli
 def test_reasons_say_what_to_do():
     made = dispatcher(1)
     for number in (0, 1):
-        made.add(number, PROMPT)
-    assert made.place() == [(0, 0), (0, 1)]
+        made.add([number], PROMPT)
+    assert made.place() == [(0, [0]), (0, [1])]
     made.begun(0)
     assert list(made.died(0).items()) == [
         (
@@ -122,7 +143,7 @@ def test_reasons_say_what_to_do():
     for replica in range(1, MAX_TRIES):
         assert not failed
         made.add_replica(replica, capacity=3, max_pages=10)
-        assert made.place() == [(replica, 1)]
+        assert made.place() == [(replica, [1])]
         failed = made.died(replica)
     assert failed == {1: "3 replicas died with this request; it is not tried again"}
 

@@ -5,22 +5,18 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llmlab.errors import ConfigError, MissingExtraError, ModelError, RequestError, ServerError
-from llmlab.serve import Engine, EngineConfig, SamplingParams
+from llmlab.serve import EngineConfig, SamplingParams
 from llmlab.serve.deltas import Delta, Output
 from llmlab.serve.replicas.cluster import running_replicas
 from llmlab.serve.replicas.engine import ReplicaEngine
-from llmlab.serve.replicas.limits import Limits
-from tests.serve.replicas.local import LocalReplica, local_engine
+from tests.serve.replicas.local import LocalReplica, collect, local_engine, offline, run, until
 from tests.tiny import tiny_model_folder
 
 PROMPTS = [[3 + number] * (5 + number) for number in range(8)]
@@ -51,27 +47,8 @@ def is_idle(engine: ReplicaEngine) -> bool:
     return stats.running + stats.waiting == 0 and stats.free_pages == stats.num_pages
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def read(engine: ReplicaEngine, prompt, params=GREEDY) -> list[Delta]:
-    return [delta async for delta in engine.stream(prompt, params)]
-
-
-def run(test: Awaitable[None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(30):
-            await test
-
-    asyncio.run(bounded())
-
-
-def offline(config: EngineConfig, prompts, params) -> list[Output]:
-    with Engine(config) as engine:
-        return list(engine.generate(prompts, params))
+    return await collect(engine.stream(prompt, params))
 
 
 def test_streams_give_what_one_engine_gives(engine, config):
@@ -175,11 +152,11 @@ def test_a_request_that_loses_three_replicas_is_not_tried_again(config):
     class Deadly(LocalReplica):
         """Dies of one prompt, before it says anything."""
 
-        def submit(self, number, prompt_ids, params):
-            if prompt_ids == PROMPTS[0]:
+        def submit(self, job):
+            if job.prompt_ids == PROMPTS[0]:
                 self.kill()
             else:
-                super().submit(number, prompt_ids, params)
+                super().submit(job)
 
     with ReplicaEngine(config, lambda: Deadly(config), 2) as engine:
 
@@ -198,7 +175,7 @@ def test_an_engine_that_fails_is_replaced(config):
         async def test() -> None:
             await anext(stream := engine.stream(PROMPTS[0], ENDLESS))
             # A cache without layers makes every forward pass fail from now on.
-            replicas.started[0].replica._engine._engine._runner._cache.clear()
+            replicas.started[0].replica._engine._engine._runner._cache._layers.clear()
             with pytest.raises(ServerError, match="part of the answer had been sent"):
                 async for _ in stream:
                     pass
@@ -342,32 +319,3 @@ def test_an_error_of_our_own_ends_every_stream(config, caplog):
 
         run(test())
     assert "the replicas cannot go on" in caplog.text
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    prompt=st.lists(st.integers(-1, 400), max_size=6) | st.integers(1, 140).map(lambda n: [1] * n),
-    params=st.builds(
-        SamplingParams,
-        max_tokens=st.none() | st.integers(0, 140),
-        stop_token_ids=st.lists(st.integers(0, 400), max_size=2).map(tuple),
-        logit_bias=st.dictionaries(st.integers(0, 400), st.just(1.0), max_size=2),
-    ),
-)
-def test_requests_are_refused_in_the_words_of_the_engine(one_engine, prompt, params):
-    limits = Limits(one_engine.tokenizer.vocab_size, one_engine.max_model_len)
-    assert refusal(limits.check, prompt, params) == refusal(one_engine.check, prompt, params)
-
-
-@pytest.fixture(scope="module")
-def one_engine(folder):
-    with Engine(EngineConfig(model=folder, dtype="float32")) as engine:
-        yield engine
-
-
-def refusal(check: Callable[..., None], prompt, params) -> tuple[str, str | None, int] | None:
-    try:
-        check(prompt, params)
-    except RequestError as error:
-        return str(error), error.param, error.status
-    return None

@@ -4,14 +4,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
 
 from llmlab.errors import ConfigError
 from llmlab.serve.app import create_app
-from llmlab.serve.async_engine import AsyncEngine
 from llmlab.serve.server import listen, running_app
 from tests.serve.live import tiny_serve_config, until
 from tests.serve.replicas.local import LocalReplicas, local_engine
@@ -31,7 +30,7 @@ def serving(folder: Path, **how: Any) -> Iterator[tuple[httpx.Client, LocalRepli
     with (
         listen(config.host, 0) as listener,
         local_engine(config.engine, **how) as (engine, replicas),
-        running_app(create_app(cast(AsyncEngine, engine), name="tiny"), listener, config),
+        running_app(create_app(engine, name="tiny"), listener, config),
         httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client,
     ):
         yield client, replicas

@@ -130,6 +130,25 @@ def after(first_one: list[list[int]], other: list[list[int]]) -> PrefixRouter:
     return made
 
 
+def test_prompts_with_another_root_have_nothing_in_common():
+    made = router()
+    prompt = text(1)
+    assert made.route(prompt, root="ann") == 0
+    assert made.route(prompt, root="bob") == 1
+    assert [made.route(prompt, root=root) for root in ("ann", "bob", "bob", "ann")] == [0, 1, 1, 0]
+    assert made.num_pages == 2 * len(prompt) // PAGE
+
+
+def test_requests_with_one_prompt_need_room_for_all():
+    made = router(capacity=5)
+    assert made.route(text(1), num_requests=3) == 0
+    assert made.route(text(1), num_requests=3) == 1  # which has not read it
+    assert made.route(text(1), num_requests=3) is None
+    made.done(0)
+    assert made.route(text(2), num_requests=3) == 0
+    assert made.loads == {0: 5, 1: 3}
+
+
 def test_the_longest_unused_prompt_is_forgotten():
     old, new, newest = (text(seed, 4 * PAGE) for seed in range(3))
     beginnings = [old[:PAGE], new[:PAGE]]
