@@ -121,6 +121,7 @@ class Routes:
             model=self._name,
             num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
             client=request.state.client,
+            structure=body.structure,
         )
         return await _respond(answer, body, request)
 
@@ -138,6 +139,7 @@ class Routes:
             model=self._name,
             num_prompt_tokens=len(prompt_ids),
             client=request.state.client,
+            structure=body.structure,
         )
         return await _respond(answer, body, request)
 

@@ -16,6 +16,7 @@ from llmlab.serve import EngineConfig, SamplingParams
 from llmlab.serve.deltas import Delta, Output
 from llmlab.serve.replicas.cluster import running_replicas
 from llmlab.serve.replicas.engine import ReplicaEngine
+from tests.serve.live import break_steps
 from tests.serve.replicas.local import LocalReplica, collect, local_engine, offline, run, until
 from tests.tiny import tiny_model_folder
 
@@ -169,13 +170,13 @@ def test_a_request_that_loses_three_replicas_is_not_tried_again(config):
         run(test())
 
 
-def test_an_engine_that_fails_is_replaced(config):
-    with local_engine(config) as (engine, replicas):
+def test_an_engine_that_fails_is_replaced(config, tmp_path):
+    long = tiny_model_folder(tmp_path, max_position_embeddings=4096)
+    with local_engine(replace(config, model=long)) as (engine, replicas):
 
         async def test() -> None:
             await anext(stream := engine.stream(PROMPTS[0], ENDLESS))
-            # A cache without layers makes every forward pass fail from now on.
-            replicas.started[0].replica._engine._engine._runner._cache._layers.clear()
+            break_steps(replicas.started[0].replica._engine)
             with pytest.raises(ServerError, match="part of the answer had been sent"):
                 async for _ in stream:
                     pass
