@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import httpx
 import psutil
 import pytest
 
-from llmlab.errors import ConfigError, ServerError
+from llmlab.errors import ConfigError, RequestError, ServerError
 from llmlab.serve import Engine, EngineConfig, SamplingParams
+from llmlab.serve.grammar import GrammarSpec
 from llmlab.serve.replicas.cluster import running_replicas
+from llmlab.serve.streams import Stream
 from tests.serve.live import until
 from tests.tiny import tiny_model_folder
 
@@ -115,6 +118,41 @@ def test_a_killed_process_fails_what_it_had_begun_and_another_takes_the_rest(con
     assert not sessions(this.pid)
 
 
+def test_groups_salts_clients_and_grammars_travel(config):
+    prompt = [5] * 40
+    every = [
+        SamplingParams(grammar=GrammarSpec(regex="[ab]{6}"), seed=seed, temperature=2)
+        for seed in range(3)
+    ]
+    endless = SamplingParams(
+        grammar=GrammarSpec(regex="((a{1,100}){1,100}){1,100}"), min_tokens=100, cache_salt="mine"
+    )
+    malformed = GrammarSpec(regex="((")
+    with Engine(config) as one:
+        expected = [output.text for output in one.generate([prompt] * 3, every)]
+
+    async def text(stream: Stream) -> str:
+        return "".join([delta.text async for delta in stream])
+
+    with running_replicas(config, 2) as engine:
+
+        async def test() -> None:
+            async with asyncio.timeout(60):
+                for params in (*every, endless):
+                    await engine.prepare(params)
+                streams = engine.streams(prompt, every, client="ann", is_streamed=False)
+                assert [await text(stream) for stream in streams] == expected
+                again = [delta async for delta in engine.stream([*prompt, 6], every[0])]
+                assert again[0].num_cached_tokens == 2 * config.page_len
+                with pytest.raises(RequestError, match="cannot be followed beyond") as caught:
+                    await text(engine.stream(prompt, endless))
+                assert (caught.value.param, caught.value.status) == ("regex", 400)
+                with pytest.raises(RequestError, match="unclosed group"):
+                    await text(engine.stream(prompt, replace(endless, grammar=malformed)))
+
+        asyncio.run(test())
+
+
 def test_a_replica_that_cannot_load_is_told_and_leaves_nothing(config, folder):
     too_long = EngineConfig(model=folder, dtype="float32", max_model_len=4096)
     with pytest.raises(ConfigError, match="max_model_len=4096 is above"):
@@ -169,7 +207,9 @@ def test_a_ray_that_would_listen_elsewhere_is_not_started(folder):
     code = """
 import ray, sys
 from llmlab.serve.params import EngineConfig
+from llmlab.serve.grammar import GrammarSpec
 from llmlab.serve.replicas.cluster import running_replicas
+from llmlab.serve.streams import Stream
 with running_replicas(EngineConfig(model=sys.argv[1]), 2):
     pass
 """

@@ -1,6 +1,7 @@
 """The routes over several replicas: health, and the error a client sees when one dies."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,23 @@ def test_answers_are_the_same_wherever_they_come_from(served):
     texts.add(client.post("/v1/completions", json=GREEDY).json()["choices"][0]["text"])
     assert len(texts) == 1
     assert client.get("/v1/models").json()["data"][0]["max_model_len"] == 128
+
+
+def test_choices_structures_and_usage_are_those_of_one_engine(served):
+    client, replicas = served
+    text = "The dog sat on the log, and the cat sat on the mat. " * 2
+    asked = {"prompt": text, "n": 3, "structured_outputs": {"regex": "[ab]{4}"}, "temperature": 2}
+    for cached in (0, 16):
+        body = client.post("/v1/completions", json=asked).json()
+        assert all(re.fullmatch("[ab]{4}", choice["text"]) for choice in body["choices"])
+        assert body["usage"]["prompt_tokens_details"]["cached_tokens"] >= cached
+    assert sorted(replica.replica._engine.stats().requests for replica in replicas.started) == [
+        0,
+        6,
+    ]
+    refused = client.post("/v1/completions", json=asked | {"structured_outputs": {"regex": "(("}})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "structured_outputs.regex"
 
 
 def test_a_stream_ends_with_an_error_event_when_its_replica_dies(served):
