@@ -12,10 +12,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llmlab.serve.async_engine import AsyncEngine
+from llmlab.errors import RequestError
+from llmlab.serve.backend import Backend
 from llmlab.serve.choices import running_choices
 from llmlab.serve.deltas import Delta
 from llmlab.serve.params import SamplingParams
+from llmlab.serve.structure import Structure
 
 Piece = dict[str, Any]
 """An element of `choices` in a streamed chunk."""
@@ -66,17 +68,19 @@ class Answer:
         model: the name the request used.
         num_prompt_tokens: length of all prompts, each counted once however many choices it has.
         client: who asks, of those the engine is fair between.
+        structure: what the texts are to look like.
     """
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        engine: Backend,
         choices: Sequence[Choice],
         form: Form,
         *,
         model: str,
         num_prompt_tokens: int,
         client: str = "",
+        structure: Structure | None = None,
     ) -> None:
         self._engine = engine
         self._choices = choices
@@ -86,6 +90,7 @@ class Answer:
         self._created = int(time.time())
         self._num_prompt_tokens = num_prompt_tokens
         self._client = client
+        self._structure = structure
         self._num_cached = 0
         self._num_generated = 0
 
@@ -113,6 +118,14 @@ class Answer:
             yield {**self._frame(self._form.chunk, []), "usage": self._usage()}
 
     async def _pieces(self, *, is_streamed: bool) -> AsyncGenerator[tuple[int, Piece]]:
+        try:
+            async with aclosing(self._run(is_streamed)) as pieces:
+                async for numbered in pieces:
+                    yield numbered
+        except RequestError as error:
+            raise error if self._structure is None else self._structure.named(error) from error
+
+    async def _run(self, is_streamed: bool) -> AsyncGenerator[tuple[int, Piece]]:
         requests = [(choice.prompt_ids, choice.params) for choice in self._choices]
         async with running_choices(
             self._engine, requests, client=self._client, is_streamed=is_streamed

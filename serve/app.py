@@ -19,7 +19,7 @@ from typing import Any
 from llmlab.errors import LabError, MissingExtraError, ServerError
 from llmlab.serve import chat_completions, completions
 from llmlab.serve.answer import Answer
-from llmlab.serve.async_engine import AsyncEngine
+from llmlab.serve.backend import Backend
 from llmlab.serve.envelope import ApiError, handle
 from llmlab.serve.guards import LimitBody, RequireKey
 from llmlab.serve.schema import (
@@ -42,7 +42,7 @@ _CLIENT_CLOSED = 499
 """nginx's status for a client that left; only a log ever sees it."""
 
 
-def create_app(engine: AsyncEngine, *, name: str, api_keys: Sequence[str] = ()) -> FastAPI:
+def create_app(engine: Backend, *, name: str, api_keys: Sequence[str] = ()) -> FastAPI:
     """Return the ASGI application.
 
     Args:
@@ -78,7 +78,7 @@ class Routes:
         name: what requests call the model.
     """
 
-    def __init__(self, engine: AsyncEngine, name: str) -> None:
+    def __init__(self, engine: Backend, name: str) -> None:
         self._engine = engine
         self._name = name
         self._created = int(time.time())
@@ -86,9 +86,16 @@ class Routes:
     async def health(self) -> Response:
         """Say whether requests can be answered, and how busy the engine is."""
         if not self._engine.alive:
-            raise ServerError("the engine has stopped; restart the server")
+            raise ServerError("no engine runs; try again soon, or restart the server")
         stats = self._engine.stats()
-        return JSONResponse({"status": "ok", "running": stats.running, "waiting": stats.waiting})
+        return JSONResponse(
+            {
+                "status": "ok",
+                "running": stats.running,
+                "waiting": stats.waiting,
+                "replicas": stats.replicas,
+            }
+        )
 
     async def models(self) -> Response:
         """List the one model."""
@@ -114,6 +121,7 @@ class Routes:
             model=self._name,
             num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
             client=request.state.client,
+            structure=body.structure,
         )
         return await _respond(answer, body, request)
 
@@ -131,6 +139,7 @@ class Routes:
             model=self._name,
             num_prompt_tokens=len(prompt_ids),
             client=request.state.client,
+            structure=body.structure,
         )
         return await _respond(answer, body, request)
 

@@ -1,102 +1,26 @@
 """The engine on a thread of its own, for a server: requests stream their deltas to asyncio.
 
 The event loop and the thread share an inbox (what to start, what to abort) and nothing else; the
-thread hands the deltas of a step back with one call into the loop. Not here: what a step does
-(engine.py), HTTP.
+thread hands the deltas of a step back with one call into the loop (streams.py). Not here: what a
+step does (engine.py), HTTP.
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from llmlab.errors import RequestError, ServerError
+from llmlab.errors import LabError, RequestError, ServerError
 from llmlab.serve.deltas import Delta, EngineStats
 from llmlab.serve.engine import Engine
 from llmlab.serve.params import EngineConfig, SamplingParams
+from llmlab.serve.streams import Letter, Mailbox, Stream, post
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Mailbox:
-    """Where the deltas of one request go.
-
-    The engine refers to this and not to the stream, so that a stream can notice that nobody reads
-    it any more.
-    """
-
-    loop: asyncio.AbstractEventLoop
-    queue: asyncio.Queue[Delta | ServerError]
-
-
-class Stream(AsyncIterator[Delta]):
-    """The deltas of one request; `async for` ends after the delta with a finish_reason.
-
-    Closing it (`await stream.aclose()`, leaving `async with`, cancelling the task that waits for
-    a delta, or dropping the last reference) aborts the request and frees its pages.
-
-    Args:
-        mailbox: where the deltas arrive.
-        abort: aborts the request; harmless when it is over.
-    """
-
-    def __init__(self, mailbox: _Mailbox, abort: Callable[[_Mailbox], None]) -> None:
-        self._mailbox = mailbox
-        self._abort = abort
-        self._done = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Delta:
-        """Wait for the next delta.
-
-        Raises:
-            ServerError: the engine failed; every stream gets this error.
-        """
-        if self._done:
-            raise StopAsyncIteration
-        try:
-            item = await self._mailbox.queue.get()
-        except asyncio.CancelledError:
-            self._end()
-            raise
-        if isinstance(item, ServerError):
-            self._done = True
-            raise item
-        self._done = item.finish_reason is not None
-        if item.error is not None:
-            raise item.error
-        return item
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    async def aclose(self) -> None:
-        """Abort the request if it still runs; calling it twice does no harm."""
-        self._end()
-
-    def __del__(self) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if not self._done:
-            self._done = True
-            self._abort(self._mailbox)
 
 
 class AsyncEngine:
@@ -123,11 +47,11 @@ class AsyncEngine:
         # A Condition's lock is reentrant: a stream collected while it is held can still abort.
         self._wake = threading.Condition()
         self._inbox: list[Callable[[], None]] = []  # guarded by _wake, as the next three
-        self._open: set[_Mailbox] = set()
+        self._open: set[Mailbox] = set()
         self._stopping = False
         self._failure: ServerError | None = None
-        self._numbers: dict[_Mailbox, int] = {}  # of the thread alone, as the next one
-        self._mailboxes: dict[int, _Mailbox] = {}
+        self._numbers: dict[Mailbox, int] = {}  # of the thread alone, as the next one
+        self._mailboxes: dict[int, Mailbox] = {}
         self._thread = threading.Thread(target=self._run, name="llmlab-engine", daemon=True)
         self._thread.start()
 
@@ -136,6 +60,21 @@ class AsyncEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    async def prepare(self, params: SamplingParams) -> None:
+        """Compile the grammar of a request while others run; nothing to do where it has none.
+
+        Await it before `stream` or `streams`: these compile a grammar on the engine's thread, which
+        takes about 1 ms after this and holds up every stream for seconds where it is a hard one.
+
+        Raises:
+            RequestError: the grammar does not compile, or takes more time or memory than it may
+                (status 400).
+            ServerError: the engine is closed.
+            MissingExtraError: the grammar library is not installed.
+        """
+        if params.grammar is not None:
+            await asyncio.wrap_future(self._engine.grammars.submit(params.grammar))
 
     def stream(
         self,
@@ -174,8 +113,7 @@ class AsyncEngine:
             ServerError: the engine has stopped.
         """
         self._engine.check(prompt_ids, *params)
-        loop = asyncio.get_running_loop()
-        mailboxes = [_Mailbox(loop, asyncio.Queue()) for _ in params]
+        mailboxes = [Mailbox.here() for _ in params]
         submit = partial(
             self._engine.submit_group,
             list(prompt_ids),
@@ -214,7 +152,7 @@ class AsyncEngine:
         self._thread.join()
         self._engine.close()
 
-    def _abort(self, mailbox: _Mailbox) -> None:
+    def _abort(self, mailbox: Mailbox) -> None:
         with self._wake:
             if mailbox in self._open:
                 self._inbox.append(partial(self._forget, mailbox))
@@ -250,11 +188,21 @@ class AsyncEngine:
             command()
         return True
 
-    def _start(self, mailboxes: list[_Mailbox], submit: Callable[[], list[int]]) -> None:
-        for mailbox, number in zip(mailboxes, submit(), strict=True):
+    def _start(self, mailboxes: list[Mailbox], submit: Callable[[], list[int]]) -> None:
+        try:
+            numbers = submit()
+        except LabError as error:  # about a grammar; the rest was checked when they were queued
+            last = ServerError(str(error))
+            if isinstance(error, RequestError):
+                last = Delta(finish_reason="abort", error=error)
+            for mailbox in mailboxes:
+                self._forget(mailbox)
+            self._send([(mailbox, last) for mailbox in mailboxes])
+            return
+        for mailbox, number in zip(mailboxes, numbers, strict=True):
             self._numbers[mailbox], self._mailboxes[number] = number, mailbox
 
-    def _forget(self, mailbox: _Mailbox) -> None:
+    def _forget(self, mailbox: Mailbox) -> None:
         number = self._numbers.pop(mailbox, None)
         if number is not None:
             del self._mailboxes[number]
@@ -269,19 +217,6 @@ class AsyncEngine:
                 self._forget(mailbox)
         self._send(letters)
 
-    def _send(self, letters: Sequence[tuple[_Mailbox, Delta | ServerError]]) -> None:
-        """Put letters into their mailboxes, with one call for each event loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Mailbox, Delta | ServerError]]] = {}
-        for letter in letters:
-            by_loop.setdefault(letter[0].loop, []).append(letter)
-        for loop, own in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_put, own)
-            except RuntimeError:  # the loop is closed: nobody reads these any more
-                for mailbox, _ in own:
-                    self._forget(mailbox)
-
-
-def _put(letters: Sequence[tuple[_Mailbox, Delta | ServerError]]) -> None:
-    for mailbox, item in letters:
-        mailbox.queue.put_nowait(item)
+    def _send(self, letters: Sequence[Letter]) -> None:
+        for mailbox in post(letters):
+            self._forget(mailbox)

@@ -8,10 +8,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from llmlab.errors import ServerError
-from llmlab.serve.async_engine import AsyncEngine, Stream
+from llmlab.serve.backend import Backend
 from llmlab.serve.deltas import Delta
 from llmlab.serve.envelope import ApiError
 from llmlab.serve.params import SamplingParams
+from llmlab.serve.streams import Stream
 
 Deltas = AsyncIterator[tuple[int, Delta]]
 """The deltas of several choices as they come, each with the number of its choice."""
@@ -48,7 +49,7 @@ def token_budget(
 
 @asynccontextmanager
 async def running_choices(
-    engine: AsyncEngine,
+    engine: Backend,
     requests: Sequence[tuple[Sequence[int], SamplingParams]],
     *,
     client: str = "",
@@ -63,7 +64,7 @@ async def running_choices(
         is_streamed: whether the deltas are passed on as they come.
 
     Raises:
-        RequestError: the engine refuses one of them; the others are aborted.
+        RequestError: the engine refuses one of them, or a grammar; the others are aborted.
         ServerError: the engine has stopped.
     """
     most = engine.config.max_running + engine.config.max_waiting
@@ -74,6 +75,9 @@ async def running_choices(
             "--max-waiting",
             param="n",
         )
+    # Before anything is queued: a grammar takes up to seconds, and it may be refused.
+    for params in {params.grammar: params for _, params in requests}.values():
+        await engine.prepare(params)
     streams: list[Stream] = []
     try:
         for prompt_ids, params in _by_prompt(requests):

@@ -54,6 +54,9 @@ class ServeConfig:
     """Longest step while streams run, in times of a step that reads no prompt; None: no limit."""
     tensor_parallel: int = 1
     """Processes, on CPUs or a GPU each, that compute the model together, a share each."""
+    replicas: int = 1
+    """Processes that run the model, each with weights, cache and limits of its own; more than one
+    need the extra `ray`."""
     api_key_file: Path | None = None
     """File with one API key a line; every route but /health then asks for one of them."""
     shutdown_timeout_s: int = 5
@@ -64,6 +67,8 @@ class ServeConfig:
             raise ConfigError(
                 f"port={self.port} is no TCP port; use 1 to 65535, or 0 for a free one"
             )
+        if self.replicas < 1:
+            raise ConfigError(f"replicas={self.replicas} must be at least 1")
         if self.shutdown_timeout_s < 0:
             raise ConfigError(f"shutdown_timeout_s={self.shutdown_timeout_s} must be at least 0")
 

@@ -146,3 +146,5 @@ class EngineStats:
     """Total of those that were right."""
     steps: int
     """Total forward passes."""
+    replicas: int = 1
+    """Engines that answer; more than one, or none, only behind `ReplicaEngine`."""

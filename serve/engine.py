@@ -11,7 +11,7 @@ from collections import abc
 from pathlib import Path
 from typing import Self
 
-from llmlab.errors import ConfigError, RequestError
+from llmlab.errors import ConfigError
 from llmlab.hardware import pick_device, pick_dtype
 from llmlab.model import ModelConfig, load_config
 from llmlab.serve.deltas import Delta, EngineStats, Output
@@ -19,6 +19,7 @@ from llmlab.serve.draft_model import DraftModel
 from llmlab.serve.grammar.compiler import GrammarCompiler
 from llmlab.serve.grammar.spec import GrammarSpec
 from llmlab.serve.grammar.state import GrammarState
+from llmlab.serve.limits import Limits
 from llmlab.serve.loading import load_runner
 from llmlab.serve.next_tokens import Computed
 from llmlab.serve.pace import Pace
@@ -39,7 +40,7 @@ class Engine:
             for output in engine.generate(["Once upon"], SamplingParams(max_tokens=32)):
                 ...
 
-    One thread at a time may use it; only `check` and `stats` may be called from others.
+    One thread at a time may use it; only `check`, `stats` and `grammars` may be used by others.
 
     Args:
         model: a model folder, or an `EngineConfig` that names one.
@@ -70,8 +71,10 @@ class Engine:
             num_pages=num_pages,
             max_len=self.max_model_len,
         )
+        self._limits = Limits(self.tokenizer.vocab_size, self.max_model_len)
         self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
-        self._grammars = GrammarCompiler(self.tokenizer, stop_ids=self.model_config.eos_token_ids)
+        self.grammars = GrammarCompiler(self.tokenizer, stop_ids=self.model_config.eos_token_ids)
+        """Compiles what requests ask for; any thread may use it."""
         self._cost = StepCost()
         self._draft_model = None
         if config.speculate == "draft":
@@ -106,7 +109,7 @@ class Engine:
         """Abort whatever still runs, and end the other processes. May be called twice."""
         for number in list(self._requests):
             self.abort(number)
-        self._grammars.close()
+        self.grammars.close()
         self._runner.close()
 
     def generate(
@@ -180,34 +183,7 @@ class Engine:
             RequestError: the prompt is empty, has ids outside the vocabulary, or leaves no room
                 for `max_tokens`; `.param` names the field at fault.
         """
-        room = self.max_model_len - len(prompt_ids)
-        if not prompt_ids:
-            raise RequestError("the prompt has no tokens; pass at least one", param="prompt")
-        if room < (0 if all(own.max_tokens == 0 for own in params) else 1):
-            raise RequestError(
-                f"the prompt has {len(prompt_ids)} tokens and the context holds "
-                f"{self.max_model_len}, answer included; shorten it",
-                param="prompt",
-            )
-        self._check_ids("prompt", prompt_ids)
-        for own in params:
-            if own.max_tokens is not None and own.max_tokens > room:
-                raise RequestError(
-                    f"max_tokens={own.max_tokens} does not fit: the context holds "
-                    f"{self.max_model_len} tokens and the prompt has {len(prompt_ids)}; "
-                    f"use at most {room}",
-                    param="max_tokens",
-                )
-            self._check_ids("logit_bias", own.logit_bias)
-            self._check_ids("stop_token_ids", own.stop_token_ids)
-
-    def _check_ids(self, name: str, ids: abc.Collection[int]) -> None:
-        V = self.tokenizer.vocab_size
-        if ids and not 0 <= min(ids) <= max(ids) < V:
-            raise RequestError(
-                f"{name} has token ids {min(ids)} to {max(ids)}; the vocabulary is 0 to {V - 1}",
-                param=name,
-            )
+        self._limits.check(prompt_ids, *params)
 
     def submit(
         self,
@@ -228,7 +204,7 @@ class Engine:
                 take no larger share of a step than `itl_ratio` allows.
 
         Raises:
-            RequestError: as `check`.
+            RequestError: as `check`, or its grammar does not compile.
         """
         return self.submit_group(prompt_ids, [params], client=client, is_streamed=is_streamed)[0]
 
@@ -252,10 +228,10 @@ class Engine:
             is_streamed: as for `submit`.
 
         Raises:
-            RequestError: as `check`; nothing is queued.
+            RequestError: as `check`, or a grammar does not compile; nothing is queued.
         """
         self.check(prompt_ids, *params)
-        grammars = [self._state_of(own.grammar) for own in params]
+        grammars = self._states([own.grammar for own in params])
         seqs = [
             self._new_sequence(number, prompt_ids, own, grammar, client, is_streamed)
             for number, (own, grammar) in enumerate(
@@ -273,8 +249,10 @@ class Engine:
         self._num_prompt += len(prompt_ids)
         return [seq.number for seq in seqs]
 
-    def _state_of(self, spec: GrammarSpec | None) -> GrammarState | None:
-        return None if spec is None else self._grammars.compile(spec).state()
+    def _states(self, specs: abc.Sequence[GrammarSpec | None]) -> list[GrammarState | None]:
+        """Return where each request starts in its grammar; equal ones are compiled once."""
+        compiled = {spec: self.grammars.compile(spec) for spec in {*specs} if spec is not None}
+        return [None if spec is None else compiled[spec].state() for spec in specs]
 
     def _new_sequence(
         self,

@@ -1,28 +1,29 @@
 """What a request body may say: OpenAI's fields, vLLM's sampling additions, and nothing else.
 
-A field this server does not know or cannot honour is refused by name, never dropped in silence.
-`null` means the default. Two lists are the exceptions: `IGNORED` fields change nothing about what
-is generated, and `INERT` ones are accepted with the values that ask for nothing.
+A field this server does not know or cannot honour is refused by name (`body.py`).
 
-Not here: ranges of sampling values (`SamplingParams` checks them), shapes of answers.
+Not here: ranges of sampling values (`SamplingParams` checks them), the fields that ask for
+structure (`structure.py`), shapes of answers.
 """
 
-from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from llmlab.errors import MissingExtraError, did_you_mean
+from llmlab.errors import MissingExtraError
+from llmlab.serve.body import Body, Text, TokenIds
 from llmlab.serve.envelope import ApiError
 from llmlab.serve.params import MAX_TOP_LOGPROBS, SamplingParams
+from llmlab.serve.structure import (
+    ResponseFormat,
+    SchemaText,
+    Structure,
+    StructuredOutputs,
+    Texts,
+    read_structure,
+)
 
 try:
-    from pydantic import (
-        AfterValidator,
-        BaseModel,
-        BeforeValidator,
-        ConfigDict,
-        Field,
-        model_validator,
-    )
+    from pydantic import BeforeValidator, Field, model_validator
 except ImportError as error:
     raise MissingExtraError("pydantic", "serve") from error
 
@@ -31,80 +32,6 @@ MAX_PROMPTS = 1024
 MAX_STOP = 4
 MAX_LOGIT_BIAS = 1024
 MAX_SALT = 256
-
-IGNORED = frozenset(
-    {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-)
-"""Accepted with any value: labels for the provider's own books."""
-
-INERT: Mapping[str, tuple[Any, ...]] = {
-    "annotations": ([],),
-    "best_of": (1,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "suffix": ("",),
-    "tool_calls": ([],),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-}
-"""Accepted with these values, which ask for nothing; refused with any other."""
-
-_UNSUPPORTED = frozenset(
-    {
-        *INERT,
-        "audio",
-        "moderation",
-        "name",
-        "prediction",
-        "reasoning_effort",
-        "refusal",
-        "tool_call_id",
-        "verbosity",
-        "web_search_options",
-    }
-)
-"""OpenAI's fields that this server has no use for; `null` is accepted."""
-
-
-class Body(BaseModel):
-    """A JSON object whose every key is known; numbers are numbers, not strings."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        fields = set(cls.model_fields)
-        kept = {}
-        for key, value in body.items():
-            if key in fields:
-                if value is not None:
-                    kept[key] = value
-            elif key in _UNSUPPORTED:
-                _check_inert(key, value)
-            elif key not in IGNORED:
-                raise ApiError(
-                    f"unknown parameter {key[:60]!r}{did_you_mean(key[:60], fields)}",
-                    param=key,
-                    code="unknown_parameter",
-                )
-        return kept
-
-
-def _check_inert(key: str, value: Any) -> None:
-    if value is not None and value not in INERT.get(key, ()):
-        raise ApiError(
-            f"this server does not support {key!r}; leave it out",
-            param=key,
-            code="unsupported_parameter",
-        )
 
 
 def _listed(value: Any) -> Any:
@@ -139,18 +66,6 @@ def _bias(value: Any) -> Any:
     return {int(key): bias for key, bias in value.items()}
 
 
-def _utf8(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError("text has half a surrogate pair, which is no Unicode text") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_utf8)]
-TokenIds = Annotated[list[int], Field(fail_fast=True)]
-
-
 class StreamOptions(Body):
     """What a stream carries beside the text."""
 
@@ -171,7 +86,7 @@ class Sampling(Body):
     stream_options: StreamOptions | None = None
     stop: Annotated[
         list[Text], Field(fail_fast=True, max_length=MAX_STOP), BeforeValidator(_listed)
-    ] = []
+    ] = Field(default_factory=list)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -181,14 +96,38 @@ class Sampling(Body):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Annotated[dict[int, float], BeforeValidator(_bias)] = {}
-    stop_token_ids: Annotated[list[int], Field(fail_fast=True, max_length=MAX_STOP)] = []
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_bias)] = Field(default_factory=dict)
+    stop_token_ids: Annotated[list[int], Field(fail_fast=True, max_length=MAX_STOP)] = Field(
+        default_factory=list
+    )
     min_tokens: int = 0
     ignore_eos: bool = False
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     """Lower is served earlier."""
     cache_salt: Annotated[Text, Field(min_length=1, max_length=MAX_SALT)] | None = None
     """Who does not send the same finds nothing of this prompt in the prefix cache."""
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: SchemaText | None = None
+    """This and the next three are older names for the fields of `structured_outputs`."""
+    guided_regex: str | None = None
+    guided_choice: Texts | None = None
+    guided_grammar: str | None = None
+
+    @cached_property
+    def structure(self) -> Structure | None:
+        """What the text is to look like, under whichever name it came.
+
+        Raises:
+            ApiError: it is asked for twice, malformed or beyond the limits.
+        """
+        guided = {
+            "guided_json": self.guided_json,
+            "guided_regex": self.guided_regex,
+            "guided_choice": self.guided_choice,
+            "guided_grammar": self.guided_grammar,
+        }
+        return read_structure(self.response_format, self.structured_outputs, guided)
 
     @property
     def wants_usage(self) -> bool:
@@ -215,7 +154,7 @@ class Sampling(Body):
         """Return what the engine is asked for one choice of a prompt.
 
         Raises:
-            RequestError: a value is out of its range.
+            RequestError: a value is out of its range, or the structure cannot be used.
         """
         seed = self.seed
         if seed is not None:
@@ -239,6 +178,7 @@ class Sampling(Body):
             min_tokens=self.min_tokens,
             priority=self.priority,
             cache_salt=self.cache_salt,
+            grammar=None if self.structure is None else self.structure.spec,
         )
 
 

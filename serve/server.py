@@ -13,10 +13,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 from llmlab.errors import MissingExtraError, ServerError
 from llmlab.serve.app import create_app
 from llmlab.serve.async_engine import AsyncEngine
+from llmlab.serve.backend import Backend
 from llmlab.serve.config import ServeConfig
 from llmlab.serve.guards import read_api_keys
 
@@ -64,7 +66,7 @@ def running_app(app: ASGIApp, listener: socket.socket, config: ServeConfig) -> I
         thread.join()
 
 
-def serve_until_stopped(config: ServeConfig, on_ready: Callable[[str, AsyncEngine], None]) -> None:
+def serve_until_stopped(config: ServeConfig, on_ready: Callable[[str, Backend], None]) -> None:
     """Run the server in the main thread until it is told to stop.
 
     SIGTERM ends it in good order and this returns; Ctrl-C does the same and raises
@@ -104,10 +106,22 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def _loaded(config: ServeConfig) -> Iterator[tuple[ASGIApp, socket.socket, AsyncEngine]]:
+def _loaded(config: ServeConfig) -> Iterator[tuple[ASGIApp, socket.socket, Backend]]:
     api_keys = read_api_keys(config.api_key_file) if config.api_key_file else ()
-    with listen(config.host, config.port) as listener, AsyncEngine(config.engine) as engine:
+    with listen(config.host, config.port) as listener, _engine(config) as engine:
         yield create_app(engine, name=config.served_name, api_keys=api_keys), listener, engine
+
+
+@contextmanager
+def _engine(config: ServeConfig) -> Iterator[Backend]:
+    """Start one engine in this process, or replicas in their own behind the same methods."""
+    if config.replicas == 1:
+        with AsyncEngine(config.engine) as engine:
+            yield engine
+    else:
+        cluster = import_module("llmlab.serve.replicas.cluster")  # Ray is an extra of its own
+        with cluster.running_replicas(config.engine, config.replicas) as engine:
+            yield engine
 
 
 def _settings(app: ASGIApp, config: ServeConfig) -> uvicorn.Config:

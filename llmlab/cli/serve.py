@@ -17,7 +17,7 @@ def run(config: ServeConfig) -> None:
     import torch
 
     from llmlab.hardware import pick_dtype
-    from llmlab.serve.async_engine import AsyncEngine
+    from llmlab.serve.backend import Backend
     from llmlab.serve.server import serve_until_stopped
 
     progress = Progress(sys.stderr, "serve")
@@ -27,11 +27,12 @@ def run(config: ServeConfig) -> None:
         config = replace(config, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
         progress.note(reason)
 
-    def on_ready(url: str, engine: AsyncEngine) -> None:
+    def on_ready(url: str, engine: Backend) -> None:
         stats = engine.stats()
         progress.note(
             f"{config.served_name}: {engine.config.dtype}, context {engine.max_model_len} tokens, "
             f"{stats.num_pages} pages of {engine.config.page_len} tokens"
+            + (f" in {stats.replicas} replicas" if stats.replicas > 1 else "")
         )
         if config.host not in _LOOPBACK and config.api_key_file is None:
             progress.note("anyone who reaches this machine may use it; see --api-key-file")

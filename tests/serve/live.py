@@ -1,5 +1,6 @@
 """A real server on a loopback port, whose engine the test can look into."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,3 +60,30 @@ def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def break_steps(engine: AsyncEngine) -> None:
+    """Make every forward pass fail from now on: no layer in the cache, no step recorded."""
+    runner = engine._engine._runner
+    runner._cache._layers.clear()
+    if runner._tapes is not None:
+        runner._tapes._recorded.clear()
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The JSON of each event, after checking the frame around them."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    blocks = response.text.split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    assert all(block.startswith("data: ") for block in blocks[:-1])
+    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
+
+
+def refusal(response: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
+    """The `error` object, after checking the envelope."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code
+    return error

@@ -1,12 +1,16 @@
 """What a request body may say."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llmlab.errors import RequestError
-from llmlab.serve.schema import IGNORED, INERT, ChatRequest, CompletionRequest
+from llmlab.serve.body import IGNORED, INERT
+from llmlab.serve.grammar.spec import GrammarSpec
+from llmlab.serve.schema import ChatRequest, CompletionRequest
 
 USER = {"role": "user", "content": "hi"}
 
@@ -75,7 +79,6 @@ def test_wrong_types_and_sizes_are_refused(fields):
         ({"temperatures": 0.5}, "did you mean 'temperature'"),
         ({"temperatures": None}, "did you mean 'temperature'"),
         ({"tools": [{"type": "function"}]}, "does not support 'tools'"),
-        ({"response_format": {"type": "json_object"}}, "does not support 'response_format'"),
         ({"best_of": 3}, "does not support 'best_of'"),
         ({"store": True}, "does not support 'store'"),
         ({"suffix": "end"}, "does not support 'suffix'"),
@@ -170,6 +173,116 @@ def test_priority_and_salt_are_passed_on():
     assert (params.priority, params.cache_salt) == (-3, "mine")
     params = chat().sampling_params(0, max_tokens=1, logprobs=None)
     assert (params.priority, params.cache_salt) == (0, None)
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "null"}}}
+SCHEMA_SPEC = GrammarSpec(json_schema=SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("fields", "spec"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, GrammarSpec(json_object=True)),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a-1", "schema": SCHEMA, "strict": True},
+                }
+            },
+            SCHEMA_SPEC,
+        ),
+        ({"structured_outputs": {"json": SCHEMA}}, SCHEMA_SPEC),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, SCHEMA_SPEC),
+        ({"structured_outputs": {"regex": "a+", "json": None}}, GrammarSpec(regex="a+")),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, GrammarSpec(choice=("a", "b"))),
+        ({"structured_outputs": {"grammar": "start: A"}}, GrammarSpec(grammar="start: A")),
+        ({"structured_outputs": {"json_object": True}}, GrammarSpec(json_object=True)),
+        ({"guided_json": SCHEMA}, SCHEMA_SPEC),
+        ({"guided_regex": "a+"}, GrammarSpec(regex="a+")),
+        ({"guided_choice": ["a", "b"]}, GrammarSpec(choice=("a", "b"))),
+        ({"guided_grammar": "start: A"}, GrammarSpec(grammar="start: A")),
+    ],
+)
+def test_structure_is_asked_for_in_several_ways(fields, spec):
+    for body in (completion(**fields), chat(**fields)):
+        assert body.sampling_params(0, max_tokens=1, logprobs=None).grammar == spec
+
+
+def wrapped(**fields):
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, **fields}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("response_format.type", {}),
+        ("response_format.type", {"type": "grammar"}),
+        ("response_format.json_schema.schema", wrapped(schema=None)),
+        ("response_format.json_schema.schema", wrapped(schema=[])),
+        ("response_format.json_schema.name", wrapped(name=None)),
+        ("response_format.json_schema.name", wrapped(name="a b")),
+        ("response_format.json_schema.strict", wrapped(strict="yes")),
+        ("structured_outputs.choice", {"choice": []}),
+        ("structured_outputs.choice[0]", {"choice": [1]}),
+        ("structured_outputs.regex", {"regex": ["a"]}),
+    ],
+)
+def test_malformed_structures_are_refused_by_name(name, value):
+    with pytest.raises(ValidationError) as caught:
+        chat(**{name.split(".")[0]: value})
+    where = ".".join(map(str, caught.value.errors()[0]["loc"]))
+    assert where == name.replace("[", ".").rstrip("]")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"response_format": {"type": "json_schema"}}, "response_format", "and no json_schema"),
+        ({"response_format": {"type": "x", "schema": {}}}, "schema", "unknown parameter 'schema'"),
+        (
+            {"response_format": {**wrapped(), "type": "text"}},
+            "response_format",
+            "'text' and a json_schema",
+        ),
+        (
+            {"response_format": wrapped(schema={"const": "x" * 200_000})},
+            "response_format",
+            "at most 131072 bytes",
+        ),
+        ({"structured_outputs": {}}, "structured_outputs", "asks for nothing"),
+        ({"structured_outputs": {"json_object": False}}, "structured_outputs", "asks for nothing"),
+        ({"structured_outputs": {"jsn": {}}}, "jsn", "did you mean 'json'"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "not JSON"),
+        ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex", "non-empty"),
+        ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice", "non-empty"),
+        ({"structured_outputs": {"grammar": " "}}, "structured_outputs.grammar", "non-empty"),
+        ({"guided_regex": "a{1000000}"}, "guided_regex", "at most 100000"),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["b"]}},
+            "structured_outputs.choice",
+            r"structured_outputs\.regex and structured_outputs\.choice each ask",
+        ),
+        (
+            {"response_format": {"type": "json_object"}, "guided_regex": "a"},
+            "response_format",
+            "guided_regex and response_format each ask for a structure; send one",
+        ),
+    ],
+)
+def test_structures_that_cannot_be_used_name_the_field(fields, param, message):
+    with pytest.raises(RequestError, match=message) as caught:
+        assert chat(**fields).structure
+    assert caught.value.param == param
+    assert caught.value.status == 400
+
+
+def test_a_structure_is_read_once_for_all_choices():
+    body = completion(structured_outputs={"regex": "a"})
+    specs = [body.sampling_params(i, max_tokens=1, logprobs=None).grammar for i in range(2)]
+    assert specs[0] is specs[1]
 
 
 JSON = st.recursive(

@@ -1,9 +1,12 @@
 """A real model, SmolLM2-135M-Instruct: the engine's greedy tokens are those of transformers."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import openai
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -11,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from llmlab.model import import_gguf
 from llmlab.model.gguf_wheels import smollm2_gguf
 from llmlab.serve import Engine, EngineConfig, SamplingParams
+from tests.serve.live import live
 
 pytestmark = [
     pytest.mark.slow,
@@ -149,3 +153,38 @@ def test_it_answers_a_question(folder):
         (output,) = engine.generate([chat], SamplingParams(temperature=0))
     assert output.text == "The capital of France is Paris."
     assert output.finish_reason == "stop"
+
+
+PLACE = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 40},
+        "country": {"type": "string", "maxLength": 40},
+        "population": {"type": "integer", "minimum": 0},
+        "rivers": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 3},
+    },
+    "required": ["name", "country", "population", "rivers"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_it_answers_in_json_that_fits_a_schema(folder, temperature):
+    wrapped = {"name": "place", "schema": PLACE, "strict": True}
+    chat = [{"role": "user", "content": "Describe Paris as JSON with its country and rivers."}]
+    with (
+        live(folder, kv_memory_mb=256) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        create: Any = client.chat.completions.create
+        asked = {"model": "tiny", "messages": chat, "temperature": temperature, "seed": 1}
+        fixed = {"type": "json_schema", "json_schema": wrapped}
+        place = create(**asked, n=4, response_format=fixed)
+        free = create(**asked, response_format={"type": "json_object"}, max_tokens=300)
+    for choice in place.choices:
+        assert choice.finish_reason == "stop"
+        jsonschema.validate(json.loads(choice.message.content), PLACE)
+    if temperature == 0:
+        assert "Paris" in place.choices[0].message.content
+    if free.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(free.choices[0].message.content), dict)
