@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llmlab.kernels.packed_linear import PackedLinear, Scheme, can_pack
+from llmlab.kernels.quantized_linear import quantize_
 from llmlab.model.language_model import LanguageModel
 from llmlab.model.rope import RotaryEmbedding, RotaryTable
 from llmlab.model.transformer import MLP, Attention, Transformer
@@ -26,7 +27,7 @@ def fuse_(
 
     Args:
         model: on its device, in its dtype.
-        scheme: how the weights of linear layers and head are kept, on a CPU.
+        scheme: how the weights of linear layers are kept, and of the head where it is packed.
         max_len: most positions that will be asked for.
 
     Returns:
@@ -35,6 +36,8 @@ def fuse_(
     """
     weight = model.head_weight()
     if not can_pack(weight):
+        if scheme != "stored":
+            quantize_(model, scheme)
         return model.logits
     head = PackedLinear(weight, scheme=scheme, is_wide=True)
     if isinstance(model, Transformer):
