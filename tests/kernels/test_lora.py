@@ -132,7 +132,9 @@ def test_a_tape_takes_the_adapters_that_then_are_in_memory():
     with torch.inference_mode():
         tape, _ = record(lambda: add_lora_(base, x, down, up, scale, rows, starts, ranks))
     for adapter in ([2, 2, 2, -1, -1, -1], [-1] * N, [0, 1, 2, 0, 1, 2]):
-        for own, new in zip((rows, starts), group_by_adapter(torch.tensor(adapter), L), strict=True):
+        for own, new in zip(
+            (rows, starts), group_by_adapter(torch.tensor(adapter), L), strict=True
+        ):
             own.copy_(new)
         x.normal_()
         scale.uniform_()
