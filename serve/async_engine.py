@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from llmlab.errors import RequestError, ServerError
+from llmlab.errors import LabError, RequestError, ServerError
 from llmlab.serve.deltas import Delta, EngineStats
 from llmlab.serve.engine import Engine
 from llmlab.serve.params import EngineConfig, SamplingParams
@@ -32,7 +32,7 @@ class _Mailbox:
     """
 
     loop: asyncio.AbstractEventLoop
-    queue: asyncio.Queue[Delta | ServerError]
+    queue: asyncio.Queue[Delta | LabError]
 
 
 class Stream(AsyncIterator[Delta]):
@@ -59,6 +59,7 @@ class Stream(AsyncIterator[Delta]):
 
         Raises:
             ServerError: the engine failed; every stream gets this error.
+            RequestError: the adapter was unloaded before the request could start.
         """
         if self._done:
             raise StopAsyncIteration
@@ -67,7 +68,7 @@ class Stream(AsyncIterator[Delta]):
         except asyncio.CancelledError:
             self._end()
             raise
-        if isinstance(item, ServerError):
+        if isinstance(item, LabError):
             self._done = True
             raise item
         self._done = item.finish_reason is not None
@@ -135,18 +136,26 @@ class AsyncEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def stream(self, prompt_ids: Sequence[int], params: SamplingParams) -> Stream:
+    def stream(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, adapter: str | None = None
+    ) -> Stream:
         """Queue one request; call it from a running event loop.
 
         It validates and queues at once, before the first `await`, so that a refusal can still
         become an HTTP status.
 
+        Args:
+            prompt_ids: the prompt.
+            params: how it is sampled.
+            adapter: name of a loaded adapter; None for the base model.
+
         Raises:
             RequestError: the prompt is empty, has ids outside the vocabulary, or does not fit
-                (status 400); the waiting queue is full (status 429).
+                (status 400); there is no such adapter (status 404); the waiting queue is full
+                (status 429).
             ServerError: the engine has stopped.
         """
-        self._engine.check(prompt_ids, params)
+        self._engine.check(prompt_ids, params, adapter=adapter)
         mailbox = _Mailbox(asyncio.get_running_loop(), asyncio.Queue())
         with self._wake:
             if not self.alive:
@@ -156,9 +165,22 @@ class AsyncEngine:
                     f"{len(self._open)} requests run or wait already; try again later", status=429
                 )
             self._open.add(mailbox)
-            self._inbox.append(partial(self._start, mailbox, list(prompt_ids), params))
+            self._inbox.append(partial(self._start, mailbox, list(prompt_ids), params, adapter))
             self._wake.notify()
         return Stream(mailbox, self._abort)
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Folders of the adapters that requests may name."""
+        return self._engine.adapters
+
+    async def load_adapter(self, name: str, folder: Path | str) -> None:
+        """Load an adapter beside the running steps; raises as `Engine.load_adapter`."""
+        await asyncio.to_thread(self._engine.load_adapter, name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Refuse new requests for an adapter; raises as `Engine.unload_adapter`."""
+        self._engine.unload_adapter(name)
 
     @property
     def alive(self) -> bool:
@@ -213,8 +235,19 @@ class AsyncEngine:
             command()
         return True
 
-    def _start(self, mailbox: _Mailbox, prompt_ids: list[int], params: SamplingParams) -> None:
-        number = self._engine.submit(prompt_ids, params)
+    def _start(
+        self,
+        mailbox: _Mailbox,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        adapter: str | None,
+    ) -> None:
+        try:
+            number = self._engine.submit(prompt_ids, params, adapter=adapter)
+        except RequestError as error:  # the adapter was there when the request came
+            self._forget(mailbox)
+            self._send([(mailbox, error)])
+            return
         self._numbers[mailbox], self._mailboxes[number] = number, mailbox
 
     def _forget(self, mailbox: _Mailbox) -> None:
@@ -232,9 +265,9 @@ class AsyncEngine:
                 self._forget(mailbox)
         self._send(letters)
 
-    def _send(self, letters: Sequence[tuple[_Mailbox, Delta | ServerError]]) -> None:
+    def _send(self, letters: Sequence[tuple[_Mailbox, Delta | LabError]]) -> None:
         """Put letters into their mailboxes, with one call for each event loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Mailbox, Delta | ServerError]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Mailbox, Delta | LabError]]] = {}
         for letter in letters:
             by_loop.setdefault(letter[0].loop, []).append(letter)
         for loop, own in by_loop.items():
@@ -245,6 +278,6 @@ class AsyncEngine:
                     self._forget(mailbox)
 
 
-def _put(letters: Sequence[tuple[_Mailbox, Delta | ServerError]]) -> None:
+def _put(letters: Sequence[tuple[_Mailbox, Delta | LabError]]) -> None:
     for mailbox, item in letters:
         mailbox.queue.put_nowait(item)

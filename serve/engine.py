@@ -13,7 +13,9 @@ from typing import Self
 
 from llmlab.errors import ConfigError, RequestError
 from llmlab.hardware import pick_device, pick_dtype
-from llmlab.model import ModelConfig, load_model
+from llmlab.model import LanguageModel, ModelConfig, load_model
+from llmlab.model.adapter_folder import base_fingerprint
+from llmlab.serve.adapters import AdapterStore
 from llmlab.serve.deltas import Delta, EngineStats, FinishReason, Output, TokenLogprob
 from llmlab.serve.detokenize import TextStream
 from llmlab.serve.pages import PagePool
@@ -40,15 +42,16 @@ class Engine:
             for output in engine.generate(["Once upon"], SamplingParams(max_tokens=32)):
                 ...
 
-    One thread at a time may use it; only `check` and `stats` may be called from others.
+    One thread at a time may use it; only `check`, `stats` and what concerns adapters may be called
+    from others.
 
     Args:
         model: a model folder, or an `EngineConfig` that names one.
 
     Raises:
         ModelError: the folder is no model folder.
-        ConfigError: the context is longer than the model's, the cache would hold no page, or the
-            device is not there.
+        ConfigError: the context is longer than the model's, the cache would hold no page, adapters
+            would take more than their memory, or the device is not there.
     """
 
     def __init__(self, model: EngineConfig | Path | str) -> None:
@@ -64,9 +67,16 @@ class Engine:
         self.max_model_len: int = min(max_len, num_pages * config.page_len)
         """Most tokens of prompt and answer together."""
         self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
+        self._adapters = _adapter_store(config, language_model)
         self._runner = Runner(
-            language_model, self.tokenizer, num_pages=num_pages, page_len=config.page_len
+            language_model,
+            self.tokenizer,
+            num_pages=num_pages,
+            page_len=config.page_len,
+            adapters=self._adapters,
         )
+        for name, folder in config.adapters.items():
+            self.load_adapter(name, folder)
         self._scheduler = Scheduler(
             PagePool(num_pages, config.page_len),
             max_batch_tokens=config.max_batch_tokens,
@@ -91,15 +101,19 @@ class Engine:
         self,
         prompts: abc.Sequence[str | abc.Sequence[int]],
         params: SamplingParams | abc.Sequence[SamplingParams],
+        *,
+        adapter: str | abc.Sequence[str | None] | None = None,
     ) -> abc.Generator[Output, None, None]:
         """Generate for all prompts together; outputs come in the order of the prompts.
 
         Args:
             prompts: texts (the tokenizer's `bos_ids` are put in front) or token ids as they are.
             params: one for all, or one for each prompt.
+            adapter: name of a loaded adapter, None for the base model; one for all, or one each.
 
         Raises:
-            RequestError: a prompt is empty or does not fit the context; nothing is generated.
+            RequestError: a prompt is empty or does not fit the context, or there is no such
+                adapter; nothing is generated.
         """
         every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(every) != len(prompts):
@@ -107,19 +121,31 @@ class Engine:
                 f"{len(every)} params for {len(prompts)} prompts; pass one for all or one for each"
             )
         ids = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-        for prompt_ids, own in zip(ids, every, strict=True):
-            self.check(prompt_ids, own)
-        return self._generate(ids, every)
+        is_one = adapter is None or isinstance(adapter, str)
+        names = [adapter] * len(prompts) if is_one else list(adapter)
+        if len(names) != len(prompts):
+            raise ConfigError(
+                f"{len(names)} adapters for {len(prompts)} prompts; pass one for all or one each"
+            )
+        for prompt_ids, own, name in zip(ids, every, names, strict=True):
+            self.check(prompt_ids, own, adapter=name)
+        return self._generate(ids, every, names)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a prompt: what every prompt starts with, then the text's."""
         return [*self.tokenizer.bos_ids, *self.tokenizer.encode(text)]
 
     def _generate(
-        self, prompts: list[abc.Sequence[int]], params: list[SamplingParams]
+        self,
+        prompts: list[abc.Sequence[int]],
+        params: list[SamplingParams],
+        adapters: list[str | None],
     ) -> abc.Generator[Output, None, None]:
         start = time.monotonic()
-        numbers = [self.submit(*pair) for pair in zip(prompts, params, strict=True)]
+        numbers = [
+            self.submit(prompt_ids, own, adapter=name)
+            for prompt_ids, own, name in zip(prompts, params, adapters, strict=True)
+        ]
         self._collected.update({number: [] for number in numbers})
         try:
             for number, prompt_ids in zip(numbers, prompts, strict=True):
@@ -143,13 +169,17 @@ class Engine:
             if number in self._collected:
                 self._collected[number].append((time.monotonic(), delta))
 
-    def check(self, prompt_ids: abc.Sequence[int], params: SamplingParams) -> None:
+    def check(
+        self, prompt_ids: abc.Sequence[int], params: SamplingParams, *, adapter: str | None = None
+    ) -> None:
         """Refuse what this model can never do; safe to call from any thread.
 
         Raises:
             RequestError: the prompt is empty, has ids outside the vocabulary, or leaves no room
-                for `max_tokens`; `.param` names the field at fault.
+                for `max_tokens`, or there is no such adapter; `.param` names the field at fault.
         """
+        if adapter is not None:
+            self._loaded_adapters().check(adapter)
         V, room = self.tokenizer.vocab_size, self.max_model_len - len(prompt_ids)
         if not prompt_ids:
             raise RequestError("the prompt has no tokens; pass at least one", param="prompt")
@@ -179,8 +209,37 @@ class Engine:
                     param=name,
                 )
 
-    def submit(self, prompt_ids: abc.Sequence[int], params: SamplingParams) -> int:
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Folders of the adapters that requests may name."""
+        return {} if self._adapters is None else self._adapters.names
+
+    def load_adapter(self, name: str, folder: Path | str) -> None:
+        """Load an adapter while requests run; when it cannot be loaded, nothing has changed.
+
+        Raises:
+            ConfigError: the name is taken or no name, or `max_loras` adapters are loaded.
+            ModelError: the folder is no adapter for this model, or one of too high a rank.
+        """
+        self._loaded_adapters().load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Refuse new requests for an adapter; it goes when the last one that has it has ended.
+
+        Raises:
+            RequestError: there is none of this name.
+        """
+        self._loaded_adapters().unload(name)
+
+    def submit(
+        self, prompt_ids: abc.Sequence[int], params: SamplingParams, *, adapter: str | None = None
+    ) -> int:
         """Queue one request and return its number.
+
+        Args:
+            prompt_ids: the prompt.
+            params: how it is sampled.
+            adapter: name of a loaded adapter; None for the base model.
 
         Raises:
             RequestError: as `check`.
@@ -198,6 +257,7 @@ class Engine:
             else num_prompt + params.max_tokens,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             stop_ids=own_stops.union(params.stop_token_ids),
+            adapter=None if adapter is None else self._loaded_adapters().acquire(adapter),
         )
         self._scheduler.add(seq)
         self._requests[seq.number] = _Request(
@@ -276,7 +336,19 @@ class Engine:
         )
 
     def _forget(self, number: int) -> None:
-        self._scheduler.remove(self._requests.pop(number).seq)
+        seq = self._requests.pop(number).seq
+        self._scheduler.remove(seq)
+        if seq.adapter is not None:
+            self._loaded_adapters().release(seq.adapter)
+
+    def _loaded_adapters(self) -> AdapterStore:
+        if self._adapters is None:
+            raise RequestError(
+                "this engine was started without adapters; start it with max_loras above 0",
+                param="model",
+                status=404,
+            )
+        return self._adapters
 
 
 def _read(request: _Request, token_id: int) -> tuple[str, FinishReason | None]:
@@ -292,6 +364,21 @@ def _read(request: _Request, token_id: int) -> tuple[str, FinishReason | None]:
         return text, None
     rest, stopped = request.text.finish()
     return text + rest, "stop" if stopped else "length"
+
+
+def _adapter_store(config: EngineConfig, model: LanguageModel) -> AdapterStore | None:
+    if not config.num_lora_slots:
+        return None
+    weight = model.head_weight()
+    return AdapterStore(
+        model.config,
+        max_loras=config.num_lora_slots,
+        max_rank=config.max_lora_rank,
+        memory_mb=config.lora_memory_mb,
+        dtype=weight.dtype,
+        device=weight.device,
+        fingerprint=base_fingerprint(model),
+    )
 
 
 def _context_len(config: EngineConfig, model: ModelConfig) -> int:

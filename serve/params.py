@@ -132,9 +132,18 @@ class EngineConfig:
     """Most requests computed side by side."""
     max_waiting: int = 256
     """Most requests that wait for their turn; one more is refused with status 429."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """LoRA adapters to load at the start: folders in PEFT's format by the name requests use."""
+    max_loras: int = 0
+    """Most adapters loaded at a time; at least as many as `adapters` has."""
+    max_lora_rank: int = 64
+    """Largest rank of an adapter."""
+    lora_memory_mb: int = 512
+    """Most memory of adapters in MB (1e6 bytes)."""
 
     def __post_init__(self) -> None:
-        for name in ("page_len", "kv_memory_mb", "max_running", "max_waiting"):
+        least = ("page_len", "kv_memory_mb", "max_running", "max_waiting", "max_lora_rank")
+        for name in (*least, "lora_memory_mb"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("max_model_len", "num_pages"):
@@ -146,6 +155,13 @@ class EngineConfig:
                 f"max_running={self.max_running}: every running request decodes one token a step "
                 "and a prompt needs room beside them"
             )
+        if self.max_loras < 0:
+            raise ConfigError(f"max_loras={self.max_loras} must be at least 0")
+
+    @property
+    def num_lora_slots(self) -> int:
+        """Adapters there is room for; without any, nothing is spent on them."""
+        return max(self.max_loras, len(self.adapters))
 
 
 def _is_whole(value: Any) -> bool:

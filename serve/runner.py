@@ -17,6 +17,7 @@ from llmlab.kernels.packed_linear import Scheme
 from llmlab.model import LanguageModel
 from llmlab.model.fused import fuse_
 from llmlab.model.sampling import SamplingRows, sample, token_logprobs
+from llmlab.serve.adapters import AdapterStore
 from llmlab.serve.deltas import TokenLogprob
 from llmlab.serve.paged_cache import PagedCache, StepInputs
 from llmlab.serve.sequence import Sequence, Slice
@@ -48,6 +49,7 @@ class Runner:
         max_len: most tokens of a sequence; the model's own limit when None.
         scheme: how weights are kept on a CPU.
         has_int8_kv: whether keys and values are kept as int8.
+        adapters: those that sequences may have; None when they may have none.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Runner:
         max_len: int | None = None,
         scheme: Scheme = "stored",
         has_int8_kv: bool = False,
+        adapters: AdapterStore | None = None,
     ) -> None:
         weight = model.head_weight()
         device, dtype = weight.device, weight.dtype
@@ -73,16 +76,23 @@ class Runner:
             device=device,
         )
         self._model = model
-        self._logits = fuse_(model, scheme=scheme, max_len=self._max_len)
+        self._logits = fuse_(
+            model, scheme=scheme, max_len=self._max_len, gate_inside=adapters is None
+        )
+        self._adapters = adapters
+        if adapters is not None:
+            adapters.slots.adapt_(model)
         self._tapes = Tapes(self._states, self._cache, self._max_len)
 
     @torch.inference_mode()
     def run(self, slices: list[Slice]) -> list[Computed]:
         """Compute `slices`; results come in their order."""
         with serving():
-            states = self._tapes.run(slices)  # (N, E)
+            has_adapter = any(part.seq.adapter is not None for part in slices)
+            adapters = self._adapters if has_adapter else None
+            states = self._tapes.run(slices, adapters)  # (N, E)
             if states is None:
-                states = self._states(StepInputs.of(slices, self._cache))
+                states = self._states(StepInputs.of(slices, self._cache, adapters))
             ends = [*accumulate(part.num_tokens for part in slices)]
             last = [end - 1 for end, part in zip(ends, slices, strict=True) if part.wants_token]
             results = self._next_tokens(slices, states[last] if len(last) < len(states) else states)
@@ -93,6 +103,8 @@ class Runner:
             return results
 
     def _states(self, inputs: StepInputs) -> Tensor:
+        if self._adapters is not None:
+            self._adapters.slots.rows = inputs.lora
         attend = self._cache.attend(inputs)
         return self._model.hidden(inputs.token_ids, inputs.positions, attend)[0]  # (N, E)
 

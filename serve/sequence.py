@@ -28,6 +28,8 @@ class Sequence:
     """What its random numbers come from."""
     stop_ids: frozenset[int] = frozenset()
     """Token ids that end it."""
+    adapter: str | None = None
+    """What keeps its keys and values apart from those of others: the adapter that computes them."""
     num_computed: int = 0
     """Leading tokens whose keys and values are in the pages."""
     pages: list[int] = field(default_factory=list)
