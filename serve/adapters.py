@@ -156,10 +156,10 @@ class AdapterStore:
                 raise ConfigError(f"an adapter {name!r} is loaded already; unload it first")
             if not self._free:
                 leaving = sum(held.is_leaving for held in self._held.values())
+                left = f", {leaving} of them unloaded but still in use" if leaving else ""
                 raise ConfigError(
-                    f"max_loras={self.num_slots} adapters are loaded ({', '.join(self._names)}; "
-                    f"{leaving} more until their requests have ended); unload one first, or start "
-                    "with a larger max_loras"
+                    f"max_loras={self.num_slots} adapters are loaded{left}; unload one first, or "
+                    "start with a larger max_loras"
                 )
             self._names[name] = None
             return self._free.pop()

@@ -65,6 +65,7 @@ class Answer:
         form: the route's words.
         model: the name the request used.
         num_prompt_tokens: length of all prompts, each counted once however many choices it has.
+        adapter: name of the adapter it asks for; None for the base model.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class Answer:
         *,
         model: str,
         num_prompt_tokens: int,
+        adapter: str | None = None,
     ) -> None:
         self._engine = engine
+        self._adapter = adapter
         self._choices = choices
         self._form = form
         self._model = model
@@ -110,7 +113,7 @@ class Answer:
 
     async def _pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
         requests = [(choice.prompt_ids, choice.params) for choice in self._choices]
-        async with running_choices(self._engine, requests) as deltas:
+        async with running_choices(self._engine, requests, self._adapter) as deltas:
             for index, choice in enumerate(self._choices):
                 for piece in choice.opening():
                     yield index, piece

@@ -48,7 +48,9 @@ def token_budget(
 
 @asynccontextmanager
 async def running_choices(
-    engine: AsyncEngine, requests: Sequence[tuple[Sequence[int], SamplingParams]]
+    engine: AsyncEngine,
+    requests: Sequence[tuple[Sequence[int], SamplingParams]],
+    adapter: str | None = None,
 ) -> AsyncIterator[Deltas]:
     """Queue every request at once and yield their deltas; leaving the block aborts what still runs.
 
@@ -67,7 +69,7 @@ async def running_choices(
     streams: list[Stream] = []
     try:
         for prompt_ids, params in requests:
-            streams.append(engine.stream(prompt_ids, params))
+            streams.append(engine.stream(prompt_ids, params, adapter=adapter))
         async with aclosing(_merged(streams)) as deltas:
             yield deltas
     finally:

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmlab.errors import ConfigError, ModelError, RequestError
-from llmlab.finetune import MergeConfig, merge
+from llmlab.finetune import LoraConfig, MergeConfig, add_lora, merge, save_adapter
 from llmlab.kernels.native import function_of
+from llmlab.model import load_model
 from llmlab.serve import Engine, EngineConfig, SamplingParams
 from llmlab.serve.deltas import Output
-from tests.serve.tiny_adapters import Expected, expected, write_adapter, write_adapters
+from tests.serve.tiny_adapters import Expected, expected, write_adapters
 from tests.tiny import tiny_model_folder
 
 # peft 0.21 asks transformers 5.23 a question by its former name.
@@ -117,3 +118,249 @@ def test_a_merged_model_gives_the_same(qwen3, for_qwen3, tmp_path):
             assert ours.token_ids == theirs.token_ids
             for one, two in zip(ours.logprobs, theirs.logprobs, strict=True):
                 assert abs(one.logprob - two.logprob) < LOGPROB_TOLERANCE
+
+
+def test_rows_are_the_same_alone_and_among_others_to_the_last_bit_in_bfloat16(qwen3, for_qwen3):
+    with start(qwen3, adapters=for_qwen3, dtype="bfloat16") as engine:
+        together = list(engine.generate(prompts(), GREEDY, adapter=NAMES))
+        for prompt, name, output in zip(prompts(), NAMES, together, strict=True):
+            (alone,) = engine.generate([prompt], GREEDY, adapter=name)
+            assert alone.token_ids == output.token_ids
+            assert alone.logprobs == output.logprobs
+            assert alone.prompt_logprobs == output.prompt_logprobs
+
+
+def test_adapters_are_loaded_and_unloaded_while_requests_run(qwen3, for_qwen3, references_of_qwen3):
+    """Every request sees the adapter that had its name when it came, whatever happens after."""
+    prompt = prompts()[3]
+    tokens: dict[int, list[int]] = {}
+
+    def step() -> None:
+        for number, delta in engine.step():
+            tokens[number] += delta.token_ids
+
+    def submit(name: str | None) -> int:
+        number = engine.submit(prompt, GREEDY, adapter=name)
+        tokens[number] = []
+        return number
+
+    with start(qwen3, max_loras=2) as engine:
+        base = submit(None)
+        step()
+        engine.load_adapter("x", for_qwen3["narrow"])
+        first = submit("x")
+        step()
+        engine.unload_adapter("x")
+        assert engine.adapters == {}
+        with pytest.raises(RequestError, match="no adapter 'x' is loaded") as refused:
+            engine.submit(prompt, GREEDY, adapter="x")
+        assert refused.value.status == 404
+        engine.load_adapter("x", for_qwen3["wide"])
+        second = submit("x")
+        step()
+        with pytest.raises(ConfigError, match=r"max_loras=2 .*, 1 of them unloaded but still in"):
+            engine.load_adapter("y", for_qwen3["mixed"])
+        while len(tokens[first]) < NEW_TOKENS:
+            step()
+        engine.load_adapter("y", for_qwen3["mixed"])
+        third = submit("y")
+        assert engine.adapters == {"x": for_qwen3["wide"], "y": for_qwen3["mixed"]}
+        while engine.has_work:
+            step()
+        assert not has_tapes() or engine._runner._tapes._can_record
+    for number, name in zip(
+        (base, first, second, third), (None, "narrow", "wide", "mixed"), strict=True
+    ):
+        assert tokens[number] == references_of_qwen3[name].token_ids, name
+
+
+@pytest.fixture(scope="module")
+def references_of_qwen3(qwen3, for_qwen3) -> dict[str | None, Expected]:
+    return {
+        name: expected(qwen3, for_qwen3.get(name or ""), prompts()[3], NEW_TOKENS)
+        for name in (None, *for_qwen3)
+    }
+
+
+def test_a_place_keeps_nothing_of_the_adapter_before(qwen3, for_qwen3, references_of_qwen3):
+    with start(qwen3, max_loras=1) as engine:
+        for name in ("wide", "narrow", "mixed", "wide"):
+            engine.load_adapter("only", for_qwen3[name])
+            (output,) = engine.generate([prompts()[3]], GREEDY, adapter="only")
+            check(output, references_of_qwen3[name])
+            engine.unload_adapter("only")
+
+
+def test_an_aborted_request_gives_its_adapter_back(qwen3, for_qwen3):
+    with start(qwen3, max_loras=1) as engine:
+        engine.load_adapter("a", for_qwen3["narrow"])
+        running = engine.submit(prompts()[0], GREEDY, adapter="a")
+        engine.submit(prompts()[1], GREEDY, adapter="a")
+        engine.step()
+        engine.unload_adapter("a")
+        engine.abort(running)
+        with pytest.raises(ConfigError, match="1 of them unloaded but still in use"):
+            engine.load_adapter("b", for_qwen3["mixed"])
+        while engine.has_work:
+            engine.step()
+        engine.load_adapter("b", for_qwen3["mixed"])
+
+
+def test_without_adapters_the_model_is_as_it_was(qwen3, for_qwen3):
+    with start(qwen3) as engine:
+        layers = {type(module).__name__ for module in engine._runner._model.modules()}
+        assert "_AdaptedLinear" not in layers
+        assert engine.adapters == {}
+        for refused in (
+            lambda: engine.load_adapter("a", for_qwen3["narrow"]),
+            lambda: engine.submit([1, 2], GREEDY, adapter="a"),
+        ):
+            with pytest.raises(RequestError, match="was started without adapters; start it with"):
+                refused()
+
+
+def damaged(source: Path, out: Path, **fields) -> Path:
+    """Copy an adapter with other fields in its configuration."""
+    shutil.copytree(source, out)
+    path = out / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return out
+
+
+def with_weights(source: Path, out: Path, change) -> Path:
+    """Copy an adapter with other weights."""
+    shutil.copytree(source, out)
+    path = out / "adapter_model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+    return out
+
+
+Q = "base_model.model.model.layers.2.self_attn.q_proj.lora_"
+
+
+def spoil(weights):
+    weights[f"{Q}B.weight"][1, 1] = torch.nan
+
+
+def drop(weights):
+    del weights[f"{Q}A.weight"]
+
+
+def widen(weights):
+    weights[f"{Q}A.weight"] = torch.zeros(4, 50)
+
+
+def rename(weights):
+    for part in "AB":
+        weights[f"{Q}{part}.weight".replace("q_proj", "x_proj")] = weights.pop(f"{Q}{part}.weight")
+
+
+def tear(out: Path) -> None:
+    path = out / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+BROKEN = {
+    "not there": (lambda source, out: out, r"is not an adapter folder"),
+    "dora": (lambda a, b: damaged(a, b, use_dora=True), "use_dora=True, which is not supported"),
+    "bias": (lambda a, b: damaged(a, b, bias="all"), "bias='all', which is not supported"),
+    "other modules": (
+        lambda a, b: damaged(a, b, modules_to_save=["lm_head"]),
+        r"modules_to_save=\['lm_head'\], which is not supported",
+    ),
+    "not lora": (lambda a, b: damaged(a, b, peft_type="IA3"), "peft_type='IA3'; only LORA"),
+    "rank": (lambda a, b: damaged(a, b, r=5), "has rank 4, adapter_config.json says 5"),
+    "alpha": (
+        lambda a, b: damaged(a, b, lora_alpha="8"),
+        "lora_alpha='8' for .*; it must be above 0",
+    ),
+    "a number missing": (lambda a, b: with_weights(a, b, drop), "is not plain LoRA .*lora_A"),
+    "not finite": (lambda a, b: with_weights(a, b, spoil), "numbers that are not finite"),
+    "shape": (
+        lambda a, b: with_weights(a, b, widen),
+        "q_proj maps 50 numbers to 64, in this model 48",
+    ),
+    "layer": (lambda a, b: with_weights(a, b, rename), "x_proj, which this model has not"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_folder_is_refused_and_leaves_nothing(
+    qwen3, for_qwen3, references_of_qwen3, tmp_path, case
+):
+    make, message = BROKEN[case]
+    with start(qwen3, max_loras=1) as engine:
+        folder = make(for_qwen3["narrow"], tmp_path / "broken")
+        for _ in range(2):
+            with pytest.raises(ModelError, match=message):
+                engine.load_adapter("a", folder)
+        assert engine.adapters == {}
+        engine.load_adapter("a", for_qwen3["narrow"])
+        (output,) = engine.generate([prompts()[3]], GREEDY, adapter="a")
+        check(output, references_of_qwen3["narrow"])
+
+
+def test_torn_files(qwen3, for_qwen3, tmp_path):
+    torn = damaged(for_qwen3["narrow"], tmp_path / "torn")
+    tear(torn)
+    no_json = damaged(for_qwen3["narrow"], tmp_path / "no_json")
+    (no_json / "adapter_config.json").write_text("[" * 100_000)
+    pickled = damaged(for_qwen3["narrow"], tmp_path / "pickled")
+    (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+    with start(qwen3, max_loras=1) as engine:
+        for folder, message in (
+            (torn, r"cannot read .*adapter_model.safetensors"),
+            (no_json, "adapter_config.json is not JSON"),
+            (pickled, r"cannot read .*adapter_model.safetensors"),
+        ):
+            with pytest.raises(ModelError, match=message):
+                engine.load_adapter("a", folder)
+        assert engine.adapters == {}
+
+
+def test_limits(qwen3, for_qwen3):
+    with pytest.raises(ModelError, match="has rank 21, above max_lora_rank=8; start with a larger"):
+        start(qwen3, adapters={"wide": for_qwen3["wide"]}, max_lora_rank=8)
+    with pytest.raises(ConfigError, match=r"take 92 MB, above lora_memory_mb=9; .*rank=97 would"):
+        start(qwen3, max_loras=10, max_lora_rank=1000, lora_memory_mb=9)
+    with start(qwen3, adapters=for_qwen3, max_loras=1) as engine:
+        for name, message in (("narrow", "is loaded already"), ("x", "max_loras=3 adapters are")):
+            with pytest.raises(ConfigError, match=message):
+                engine.load_adapter(name, for_qwen3["narrow"])
+        for name in ("", "a" * 201, "a\nb"):
+            with pytest.raises(ConfigError, match="is no name for an adapter"):
+                engine.load_adapter(name, for_qwen3["narrow"])
+        with pytest.raises(ConfigError, match="2 adapters for 1 prompts"):
+            engine.generate([[1]], GREEDY, adapter=["narrow", "wide"])
+        with pytest.raises(RequestError, match="no adapter 'wid' is loaded; did you mean 'wide'"):
+            engine.generate([[1]], GREEDY, adapter="wid")
+        with pytest.raises(RequestError, match="no adapter 'gone' is loaded"):
+            engine.unload_adapter("gone")
+
+
+def test_adapters_of_ours_know_their_base(qwen3, tmp_path):
+    model, _ = load_model(qwen3)
+    config = LoraConfig(rank=2)
+    add_lora(model, config)
+    save_adapter(model, config, tmp_path / "run" / "adapter", base_model="tiny")
+    other = tiny_model_folder(tmp_path, "qwen3", seed=1)
+    with start(qwen3, max_loras=1, dtype="bfloat16") as engine:
+        engine.load_adapter("own", tmp_path / "run")
+    with start(other, max_loras=1) as engine:
+        with pytest.raises(ModelError, match="was trained on another base model"):
+            engine.load_adapter("own", tmp_path / "run")
+
+
+def test_models_of_other_kinds_are_refused(tmp_path):
+    folder = tiny_model_folder(tmp_path, "gpt2")
+    with pytest.raises(ConfigError, match="this model is a GPT2LMHeadModel; merge the adapter"):
+        start(folder, max_loras=1)
+
+
+def test_what_peft_has_no_use_for_on_linear_layers_changes_nothing(qwen3, for_qwen3, tmp_path):
+    odd = damaged(for_qwen3["narrow"], tmp_path / "odd", fan_in_fan_out=True)
+    with start(qwen3, adapters={"odd": odd, "plain": for_qwen3["narrow"]}) as engine:
+        one, two = engine.generate([prompts()[3]] * 2, GREEDY, adapter=["odd", "plain"])
+    assert one.logprobs == two.logprobs

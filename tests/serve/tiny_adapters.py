@@ -1,4 +1,4 @@
-"""Adapters that PEFT writes for a tiny model folder, and what transformers and PEFT make of them."""
+"""Adapters that PEFT writes for a tiny model folder, and what it makes of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +51,7 @@ class Expected:
 
 
 @torch.inference_mode()
-def expected(
-    base: Path, adapter: Path | None, prompt: list[int], num_tokens: int
-) -> Expected:
+def expected(base: Path, adapter: Path | None, prompt: list[int], num_tokens: int) -> Expected:
     """Generate greedily with transformers, through PEFT where there is an adapter."""
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if adapter is not None:
