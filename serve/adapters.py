@@ -8,13 +8,15 @@ nothing. Not here: tensors (lora_slots.py), what a folder may hold (llmlab/model
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 
 from llmlab.errors import ConfigError, ModelError, RequestError, did_you_mean
-from llmlab.model import ModelConfig
-from llmlab.model.adapter_folder import StoredAdapter
+from llmlab.model import LanguageModel, ModelConfig
+from llmlab.model.adapter_folder import StoredAdapter, base_fingerprint
 from llmlab.serve.lora_slots import LoraSlots, layer_sizes
+from llmlab.serve.params import EngineConfig
 
 MAX_NAME_LEN = 200
 """Characters of an adapter's name."""
@@ -71,6 +73,22 @@ class AdapterStore:
         self._held: dict[str, _Held] = {}  # by key, those that leave included
         self._free = list(range(max_loras))
         self._num_loaded = 0
+
+    @classmethod
+    def of(cls, config: EngineConfig, model: LanguageModel) -> Self | None:
+        """Return the store of an engine whose model is not fused yet; None when it wants none."""
+        if not config.num_lora_slots:
+            return None
+        weight = model.head_weight()
+        return cls(
+            model.config,
+            max_loras=config.num_lora_slots,
+            max_rank=config.max_lora_rank,
+            memory_mb=config.lora_memory_mb,
+            dtype=weight.dtype,
+            device=weight.device,
+            fingerprint=base_fingerprint(model),
+        )
 
     @property
     def names(self) -> dict[str, Path]:
@@ -196,6 +214,21 @@ class AdapterStore:
         if held.is_leaving and not held.num_users:
             del self._held[held.key]
             self._free.append(held.slot)
+
+
+def wanted(store: AdapterStore | None) -> AdapterStore:
+    """Return the store of an engine.
+
+    Raises:
+        RequestError: it was started without adapters (status 404).
+    """
+    if store is None:
+        raise RequestError(
+            "this engine was started without adapters; start it with max_loras above 0",
+            param="model",
+            status=404,
+        )
+    return store
 
 
 def _checked_bytes(

@@ -13,9 +13,8 @@ from typing import Self
 
 from llmlab.errors import ConfigError, RequestError
 from llmlab.hardware import pick_device, pick_dtype
-from llmlab.model import LanguageModel, ModelConfig, load_model
-from llmlab.model.adapter_folder import base_fingerprint
-from llmlab.serve.adapters import AdapterStore
+from llmlab.model import ModelConfig, load_model
+from llmlab.serve.adapters import AdapterStore, wanted
 from llmlab.serve.deltas import Delta, EngineStats, FinishReason, Output, TokenLogprob
 from llmlab.serve.detokenize import TextStream
 from llmlab.serve.pages import PagePool
@@ -67,7 +66,7 @@ class Engine:
         self.max_model_len: int = min(max_len, num_pages * config.page_len)
         """Most tokens of prompt and answer together."""
         self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
-        self._adapters = _adapter_store(config, language_model)
+        self._adapters = AdapterStore.of(config, language_model)
         self._runner = Runner(
             language_model,
             self.tokenizer,
@@ -179,7 +178,7 @@ class Engine:
                 for `max_tokens`, or there is no such adapter; `.param` names the field at fault.
         """
         if adapter is not None:
-            self._loaded_adapters().check(adapter)
+            wanted(self._adapters).check(adapter)
         V, room = self.tokenizer.vocab_size, self.max_model_len - len(prompt_ids)
         if not prompt_ids:
             raise RequestError("the prompt has no tokens; pass at least one", param="prompt")
@@ -221,7 +220,7 @@ class Engine:
             ConfigError: the name is taken or no name, or `max_loras` adapters are loaded.
             ModelError: the folder is no adapter for this model, or one of too high a rank.
         """
-        self._loaded_adapters().load(name, folder)
+        wanted(self._adapters).load(name, folder)
 
     def unload_adapter(self, name: str) -> None:
         """Refuse new requests for an adapter; it goes when the last one that has it has ended.
@@ -229,7 +228,7 @@ class Engine:
         Raises:
             RequestError: there is none of this name.
         """
-        self._loaded_adapters().unload(name)
+        wanted(self._adapters).unload(name)
 
     def submit(
         self, prompt_ids: abc.Sequence[int], params: SamplingParams, *, adapter: str | None = None
@@ -257,7 +256,7 @@ class Engine:
             else num_prompt + params.max_tokens,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             stop_ids=own_stops.union(params.stop_token_ids),
-            adapter=None if adapter is None else self._loaded_adapters().acquire(adapter),
+            adapter=None if adapter is None else wanted(self._adapters).acquire(adapter),
         )
         self._scheduler.add(seq)
         self._requests[seq.number] = _Request(
@@ -339,16 +338,7 @@ class Engine:
         seq = self._requests.pop(number).seq
         self._scheduler.remove(seq)
         if seq.adapter is not None:
-            self._loaded_adapters().release(seq.adapter)
-
-    def _loaded_adapters(self) -> AdapterStore:
-        if self._adapters is None:
-            raise RequestError(
-                "this engine was started without adapters; start it with max_loras above 0",
-                param="model",
-                status=404,
-            )
-        return self._adapters
+            wanted(self._adapters).release(seq.adapter)
 
 
 def _read(request: _Request, token_id: int) -> tuple[str, FinishReason | None]:
@@ -364,21 +354,6 @@ def _read(request: _Request, token_id: int) -> tuple[str, FinishReason | None]:
         return text, None
     rest, stopped = request.text.finish()
     return text + rest, "stop" if stopped else "length"
-
-
-def _adapter_store(config: EngineConfig, model: LanguageModel) -> AdapterStore | None:
-    if not config.num_lora_slots:
-        return None
-    weight = model.head_weight()
-    return AdapterStore(
-        model.config,
-        max_loras=config.num_lora_slots,
-        max_rank=config.max_lora_rank,
-        memory_mb=config.lora_memory_mb,
-        dtype=weight.dtype,
-        device=weight.device,
-        fingerprint=base_fingerprint(model),
-    )
 
 
 def _context_len(config: EngineConfig, model: ModelConfig) -> int:

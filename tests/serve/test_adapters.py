@@ -1,5 +1,6 @@
 """Adapters while serving: as PEFT computes them, several in a batch, loaded as requests run."""
 
+import asyncio
 import json
 import shutil
 from dataclasses import replace
@@ -13,7 +14,7 @@ from llmlab.errors import ConfigError, ModelError, RequestError
 from llmlab.finetune import LoraConfig, MergeConfig, add_lora, merge, save_adapter
 from llmlab.kernels.native import function_of
 from llmlab.model import load_model
-from llmlab.serve import Engine, EngineConfig, SamplingParams
+from llmlab.serve import AsyncEngine, Engine, EngineConfig, SamplingParams
 from llmlab.serve.deltas import Output
 from tests.serve.tiny_adapters import Expected, expected, write_adapters
 from tests.tiny import tiny_model_folder
@@ -189,6 +190,32 @@ def test_a_place_keeps_nothing_of_the_adapter_before(qwen3, for_qwen3, reference
             (output,) = engine.generate([prompts()[3]], GREEDY, adapter="only")
             check(output, references_of_qwen3[name])
             engine.unload_adapter("only")
+
+
+def test_an_adapter_unloaded_before_its_request_could_start_ends_that_stream_only(
+    qwen3, for_qwen3, references_of_qwen3
+):
+    prompt = prompts()[3]
+    config = EngineConfig(model=qwen3, dtype="float32", adapters=for_qwen3, kv_memory_mb=8)
+
+    async def test(engine: AsyncEngine) -> None:
+        with engine._wake:  # the engine's thread cannot take requests in here
+            lost = engine.stream(prompt, GREEDY, adapter="wide")
+            kept = engine.stream(prompt, GREEDY, adapter="narrow")
+            engine.unload_adapter("wide")
+        with pytest.raises(RequestError, match="no adapter 'wide' is loaded"):
+            await anext(lost)
+        with pytest.raises(StopAsyncIteration):
+            await anext(lost)
+        ids = [token_id async for delta in kept for token_id in delta.token_ids]
+        assert ids == references_of_qwen3["narrow"].token_ids
+        await engine.load_adapter("wide", for_qwen3["wide"])
+        again = engine.stream(prompt, GREEDY, adapter="wide")
+        ids = [token_id async for delta in again for token_id in delta.token_ids]
+        assert ids == references_of_qwen3["wide"].token_ids
+
+    with AsyncEngine(config) as engine:
+        asyncio.run(asyncio.wait_for(test(engine), 30))
 
 
 def test_an_aborted_request_gives_its_adapter_back(qwen3, for_qwen3):
