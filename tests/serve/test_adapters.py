@@ -1,22 +1,22 @@
 """Adapters while serving: as PEFT computes them, several in a batch, loaded as requests run."""
 
 import asyncio
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from llmlab.errors import ConfigError, ModelError, RequestError
-from llmlab.finetune import LoraConfig, MergeConfig, add_lora, merge, save_adapter
+from llmlab.finetune import MergeConfig, merge
 from llmlab.kernels.native import function_of
 from llmlab.model import load_model
 from llmlab.serve import AsyncEngine, Engine, EngineConfig, SamplingParams
+from llmlab.serve.adapters import AdapterStore
 from llmlab.serve.deltas import Output
-from tests.serve.tiny_adapters import Expected, expected, write_adapters
+from llmlab.serve.runner import Runner
+from llmlab.serve.sequence import Sequence, Slice
+from tests.serve.tiny_adapters import Expected, expected, write_adapter, write_adapters
 from tests.tiny import tiny_model_folder
 
 # peft 0.21 asks transformers 5.23 a question by its former name.
@@ -246,107 +246,6 @@ def test_without_adapters_the_model_is_as_it_was(qwen3, for_qwen3):
                 refused()
 
 
-def damaged(source: Path, out: Path, **fields) -> Path:
-    """Copy an adapter with other fields in its configuration."""
-    shutil.copytree(source, out)
-    path = out / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-    return out
-
-
-def with_weights(source: Path, out: Path, change) -> Path:
-    """Copy an adapter with other weights."""
-    shutil.copytree(source, out)
-    path = out / "adapter_model.safetensors"
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path)
-    return out
-
-
-Q = "base_model.model.model.layers.2.self_attn.q_proj.lora_"
-
-
-def spoil(weights):
-    weights[f"{Q}B.weight"][1, 1] = torch.nan
-
-
-def drop(weights):
-    del weights[f"{Q}A.weight"]
-
-
-def widen(weights):
-    weights[f"{Q}A.weight"] = torch.zeros(4, 50)
-
-
-def rename(weights):
-    for part in "AB":
-        weights[f"{Q}{part}.weight".replace("q_proj", "x_proj")] = weights.pop(f"{Q}{part}.weight")
-
-
-def tear(out: Path) -> None:
-    path = out / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-BROKEN = {
-    "not there": (lambda source, out: out, r"is not an adapter folder"),
-    "dora": (lambda a, b: damaged(a, b, use_dora=True), "use_dora=True, which is not supported"),
-    "bias": (lambda a, b: damaged(a, b, bias="all"), "bias='all', which is not supported"),
-    "other modules": (
-        lambda a, b: damaged(a, b, modules_to_save=["lm_head"]),
-        r"modules_to_save=\['lm_head'\], which is not supported",
-    ),
-    "not lora": (lambda a, b: damaged(a, b, peft_type="IA3"), "peft_type='IA3'; only LORA"),
-    "rank": (lambda a, b: damaged(a, b, r=5), "has rank 4, adapter_config.json says 5"),
-    "alpha": (
-        lambda a, b: damaged(a, b, lora_alpha="8"),
-        "lora_alpha='8' for .*; it must be above 0",
-    ),
-    "a number missing": (lambda a, b: with_weights(a, b, drop), "is not plain LoRA .*lora_A"),
-    "not finite": (lambda a, b: with_weights(a, b, spoil), "numbers that are not finite"),
-    "shape": (
-        lambda a, b: with_weights(a, b, widen),
-        "q_proj maps 50 numbers to 64, in this model 48",
-    ),
-    "layer": (lambda a, b: with_weights(a, b, rename), "x_proj, which this model has not"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_folder_is_refused_and_leaves_nothing(
-    qwen3, for_qwen3, references_of_qwen3, tmp_path, case
-):
-    make, message = BROKEN[case]
-    with start(qwen3, max_loras=1) as engine:
-        folder = make(for_qwen3["narrow"], tmp_path / "broken")
-        for _ in range(2):
-            with pytest.raises(ModelError, match=message):
-                engine.load_adapter("a", folder)
-        assert engine.adapters == {}
-        engine.load_adapter("a", for_qwen3["narrow"])
-        (output,) = engine.generate([prompts()[3]], GREEDY, adapter="a")
-        check(output, references_of_qwen3["narrow"])
-
-
-def test_torn_files(qwen3, for_qwen3, tmp_path):
-    torn = damaged(for_qwen3["narrow"], tmp_path / "torn")
-    tear(torn)
-    no_json = damaged(for_qwen3["narrow"], tmp_path / "no_json")
-    (no_json / "adapter_config.json").write_text("[" * 100_000)
-    pickled = damaged(for_qwen3["narrow"], tmp_path / "pickled")
-    (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
-    with start(qwen3, max_loras=1) as engine:
-        for folder, message in (
-            (torn, r"cannot read .*adapter_model.safetensors"),
-            (no_json, "adapter_config.json is not JSON"),
-            (pickled, r"cannot read .*adapter_model.safetensors"),
-        ):
-            with pytest.raises(ModelError, match=message):
-                engine.load_adapter("a", folder)
-        assert engine.adapters == {}
-
-
 def test_limits(qwen3, for_qwen3):
     with pytest.raises(ModelError, match="has rank 21, above max_lora_rank=8; start with a larger"):
         start(qwen3, adapters={"wide": for_qwen3["wide"]}, max_lora_rank=8)
@@ -367,27 +266,41 @@ def test_limits(qwen3, for_qwen3):
             engine.unload_adapter("gone")
 
 
-def test_adapters_of_ours_know_their_base(qwen3, tmp_path):
-    model, _ = load_model(qwen3)
-    config = LoraConfig(rank=2)
-    add_lora(model, config)
-    save_adapter(model, config, tmp_path / "run" / "adapter", base_model="tiny")
-    other = tiny_model_folder(tmp_path, "qwen3", seed=1)
-    with start(qwen3, max_loras=1, dtype="bfloat16") as engine:
-        engine.load_adapter("own", tmp_path / "run")
-    with start(other, max_loras=1) as engine:
-        with pytest.raises(ModelError, match="was trained on another base model"):
-            engine.load_adapter("own", tmp_path / "run")
+def test_attention_beside_experts_can_be_adapted(tmp_path):
+    folder = tiny_model_folder(tmp_path, "qwen3_moe")
+    fields = {"r": 4, "target_modules": ["q_proj", "o_proj"]}
+    adapter = write_adapter(folder, tmp_path / "adapter", 0, **fields)
+    reference = expected(folder, adapter, prompts()[3], NEW_TOKENS)
+    with start(folder, adapters={"a": adapter}) as engine:
+        (output,) = engine.generate([prompts()[3]], GREEDY, adapter="a")
+    check(output, reference)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int4"])
+def test_rounded_weights_take_adapters_too(qwen3, for_qwen3, scheme):
+    model, tokenizer = load_model(qwen3, dtype="bfloat16")
+    adapters = AdapterStore.of(EngineConfig(model=qwen3, max_loras=1), model)
+    assert adapters is not None
+    adapters.load("a", for_qwen3["wide"])
+    runner = Runner(model, tokenizer, num_pages=8, page_len=8, scheme=scheme, adapters=adapters)
+    chosen = []
+    for number, adapter in enumerate((None, adapters.acquire("a"))):
+        seq = Sequence(
+            number=number,
+            prompt_len=17,
+            token_ids=prompts()[3],
+            params=replace(GREEDY, prompt_logprobs=None),
+            max_len=128,
+            seed=0,
+            pages=[4 * number + page for page in range(3)],
+            adapter=adapter,
+        )
+        chosen.append(runner.run([Slice(seq, 0, 17)])[0].logprob)
+    assert chosen[0] != chosen[1]
+    assert not has_tapes() or runner._tapes._can_record
 
 
 def test_models_of_other_kinds_are_refused(tmp_path):
     folder = tiny_model_folder(tmp_path, "gpt2")
     with pytest.raises(ConfigError, match="this model is a GPT2LMHeadModel; merge the adapter"):
         start(folder, max_loras=1)
-
-
-def test_what_peft_has_no_use_for_on_linear_layers_changes_nothing(qwen3, for_qwen3, tmp_path):
-    odd = damaged(for_qwen3["narrow"], tmp_path / "odd", fan_in_fan_out=True)
-    with start(qwen3, adapters={"odd": odd, "plain": for_qwen3["narrow"]}) as engine:
-        one, two = engine.generate([prompts()[3]] * 2, GREEDY, adapter=["odd", "plain"])
-    assert one.logprobs == two.logprobs
