@@ -10,6 +10,7 @@ import torch
 from llmlab.errors import ConfigError, ModelError, RequestError
 from llmlab.finetune import MergeConfig, merge
 from llmlab.kernels.native import function_of
+from llmlab.kernels.op import ENABLED
 from llmlab.model import load_model
 from llmlab.serve import AsyncEngine, Engine, EngineConfig, SamplingParams
 from llmlab.serve.adapters import AdapterStore
@@ -87,7 +88,7 @@ def check(output: Output, reference: Expected) -> None:
 
 
 def has_tapes() -> bool:
-    return function_of("run_tape", "pi") is not None
+    return ENABLED and function_of("run_tape", "pi") is not None
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
