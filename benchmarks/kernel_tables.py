@@ -5,6 +5,8 @@ from typing import Any
 from benchmarks.rows import read_rows
 
 _SHOWN = {
+    "PackedLinear": ("M=1 K=576 N=1536", "M=1 K=4096 N=4096", "M=8 K=4096 N=4096"),
+    "PackedLinear int8": ("M=1 K=576 N=1536", "M=1 K=4096 N=4096", "M=8 K=4096 N=4096"),
     "int8_linear": ("M=1 K=1536 N=1536", "M=1 K=4096 N=4096", "M=8 K=4096 N=4096"),
     "w4a16_linear": ("M=1 K=4096 N=4096",),
     "paged_attention": ("B=1 L=4096 H=9 G=3 D=64", "B=8 L=1024 H=9 G=3 D=64"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.kernel_tables import kernel_table, quantization_table
 from benchmarks.rows import read_rows
+from benchmarks.serve_tables import serving_table
 from benchmarks.tokenizer_tables import speed_table, study_table
 from benchmarks.training_tables import hour_paragraph, scaling_paragraph, training_table
 
@@ -40,9 +41,10 @@ def measured() -> str:
         hour_paragraph(),
         kernel_table(),
         quantization_table(),
+        serving_table(),
         _cranfield(),
     ]
-    return "\n".join(line for section in sections for line in (*section, ""))
+    return "\n".join(line for section in sections if section for line in (*section, ""))
 
 
 def _exactness(row: dict[str, Any]) -> list[str]:

@@ -140,7 +140,7 @@ class AdapterStore:
             self._find(name)
 
     def acquire(self, name: str) -> str:
-        """Take an adapter for a request and return its key, for `slot_of` and `release`.
+        """Take an adapter for requests and return its key, for `slot_of` and `release`.
 
         The key is never used again, so that whatever is kept under it belongs to these weights.
 
@@ -214,6 +214,30 @@ class AdapterStore:
         if held.is_leaving and not held.num_users:
             del self._held[held.key]
             self._free.append(held.slot)
+
+
+class AdapterHold:
+    """An adapter, taken once for requests that come together and given back with the last of them.
+
+    Args:
+        store: of the adapter.
+        name: the adapter's.
+        num_requests: how many hold it.
+
+    Raises:
+        RequestError: there is no adapter of this name (status 404).
+    """
+
+    def __init__(self, store: AdapterStore, name: str, num_requests: int) -> None:
+        self.key = store.acquire(name)
+        self._store = store
+        self._num_requests = num_requests
+
+    def drop(self) -> None:
+        """One of the requests has ended."""
+        self._num_requests -= 1
+        if not self._num_requests:
+            self._store.release(self.key)
 
 
 def wanted(store: AdapterStore | None) -> AdapterStore:

@@ -66,6 +66,7 @@ class Answer:
         model: the name the request used.
         num_prompt_tokens: length of all prompts, each counted once however many choices it has.
         adapter: name of the adapter it asks for; None for the base model.
+        client: who asks, of those the engine is fair between.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Answer:
         model: str,
         num_prompt_tokens: int,
         adapter: str | None = None,
+        client: str = "",
     ) -> None:
         self._engine = engine
         self._adapter = adapter
@@ -86,12 +88,14 @@ class Answer:
         self._id = f"{form.id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._num_prompt_tokens = num_prompt_tokens
+        self._client = client
+        self._num_cached = 0
         self._num_generated = 0
 
     async def whole(self) -> dict[str, Any]:
         """Run to the end and return the JSON object."""
         pieces: list[list[Piece]] = [[] for _ in self._choices]
-        async with aclosing(self._pieces()) as stream:
+        async with aclosing(self._pieces(is_streamed=False)) as stream:
             async for index, piece in stream:
                 pieces[index].append(piece)
         choices = [choice.whole(parts) for choice, parts in zip(self._choices, pieces, strict=True)]
@@ -105,19 +109,26 @@ class Answer:
                 then say `"usage": null`.
         """
         usage = {"usage": None} if with_usage else {}
-        async with aclosing(self._pieces()) as stream:
+        async with aclosing(self._pieces(is_streamed=True)) as stream:
             async for _, piece in stream:
                 yield {**self._frame(self._form.chunk, [piece]), **usage}
         if with_usage:
             yield {**self._frame(self._form.chunk, []), "usage": self._usage()}
 
-    async def _pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
+    async def _pieces(self, *, is_streamed: bool) -> AsyncGenerator[tuple[int, Piece]]:
         requests = [(choice.prompt_ids, choice.params) for choice in self._choices]
-        async with running_choices(self._engine, requests, self._adapter) as deltas:
+        async with running_choices(
+            self._engine,
+            requests,
+            adapter=self._adapter,
+            client=self._client,
+            is_streamed=is_streamed,
+        ) as deltas:
             for index, choice in enumerate(self._choices):
                 for piece in choice.opening():
                     yield index, piece
             async for index, delta in deltas:
+                self._num_cached += delta.num_cached_tokens
                 self._num_generated += len(delta.token_ids)
                 for piece in self._choices[index].pieces(delta):
                     yield index, piece
@@ -131,9 +142,10 @@ class Answer:
             "choices": list(choices),
         }
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self._num_prompt_tokens,
             "completion_tokens": self._num_generated,
             "total_tokens": self._num_prompt_tokens + self._num_generated,
+            "prompt_tokens_details": {"cached_tokens": self._num_cached},
         }

@@ -128,6 +128,7 @@ class Routes:
             model=adapter or self._name,
             adapter=adapter,
             num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+            client=request.state.client,
         )
         return await _respond(answer, body, request)
 
@@ -145,6 +146,7 @@ class Routes:
             model=adapter or self._name,
             adapter=adapter,
             num_prompt_tokens=len(prompt_ids),
+            client=request.state.client,
         )
         return await _respond(answer, body, request)
 

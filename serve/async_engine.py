@@ -72,6 +72,8 @@ class Stream(AsyncIterator[Delta]):
             self._done = True
             raise item
         self._done = item.finish_reason is not None
+        if item.error is not None:
+            raise item.error
         return item
 
     async def __aenter__(self) -> Self:
@@ -137,17 +139,39 @@ class AsyncEngine:
         self.close()
 
     def stream(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, adapter: str | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        adapter: str | None = None,
+        client: str = "",
+        is_streamed: bool = True,
     ) -> Stream:
         """Queue one request; call it from a running event loop.
 
         It validates and queues at once, before the first `await`, so that a refusal can still
-        become an HTTP status.
+        become an HTTP status. The arguments are those of `Engine.submit`.
 
-        Args:
-            prompt_ids: the prompt.
-            params: how it is sampled.
-            adapter: name of a loaded adapter; None for the base model.
+        Raises:
+            RequestError: as `streams`.
+            ServerError: the engine has stopped.
+        """
+        return self.streams(
+            prompt_ids, [params], adapter=adapter, client=client, is_streamed=is_streamed
+        )[0]
+
+    def streams(
+        self,
+        prompt_ids: Sequence[int],
+        params: Sequence[SamplingParams],
+        *,
+        adapter: str | None = None,
+        client: str = "",
+        is_streamed: bool = True,
+    ) -> list[Stream]:
+        """Queue several requests with one prompt, as `stream` does one.
+
+        The arguments are those of `Engine.submit_group`. Where one is refused, none is queued.
 
         Raises:
             RequestError: the prompt is empty, has ids outside the vocabulary, or does not fit
@@ -155,19 +179,29 @@ class AsyncEngine:
                 (status 429).
             ServerError: the engine has stopped.
         """
-        self._engine.check(prompt_ids, params, adapter=adapter)
-        mailbox = _Mailbox(asyncio.get_running_loop(), asyncio.Queue())
+        self._engine.check(prompt_ids, *params, adapter=adapter)
+        loop = asyncio.get_running_loop()
+        mailboxes = [_Mailbox(loop, asyncio.Queue()) for _ in params]
+        submit = partial(
+            self._engine.submit_group,
+            list(prompt_ids),
+            list(params),
+            adapter=adapter,
+            client=client,
+            is_streamed=is_streamed,
+        )
         with self._wake:
             if not self.alive:
                 raise self._failure or ServerError("the engine is closed; start the server again")
-            if len(self._open) >= self.config.max_running + self.config.max_waiting:
+            most = self.config.max_running + self.config.max_waiting
+            if len(self._open) + len(mailboxes) > most:
                 raise RequestError(
                     f"{len(self._open)} requests run or wait already; try again later", status=429
                 )
-            self._open.add(mailbox)
-            self._inbox.append(partial(self._start, mailbox, list(prompt_ids), params, adapter))
+            self._open.update(mailboxes)
+            self._inbox.append(partial(self._start, mailboxes, submit))
             self._wake.notify()
-        return Stream(mailbox, self._abort)
+        return [Stream(mailbox, self._abort) for mailbox in mailboxes]
 
     @property
     def adapters(self) -> dict[str, Path]:
@@ -198,6 +232,7 @@ class AsyncEngine:
             self._stopping = True
             self._wake.notify()
         self._thread.join()
+        self._engine.close()
 
     def _abort(self, mailbox: _Mailbox) -> None:
         with self._wake:
@@ -235,20 +270,16 @@ class AsyncEngine:
             command()
         return True
 
-    def _start(
-        self,
-        mailbox: _Mailbox,
-        prompt_ids: list[int],
-        params: SamplingParams,
-        adapter: str | None,
-    ) -> None:
+    def _start(self, mailboxes: list[_Mailbox], submit: Callable[[], list[int]]) -> None:
         try:
-            number = self._engine.submit(prompt_ids, params, adapter=adapter)
-        except RequestError as error:  # the adapter was there when the request came
-            self._forget(mailbox)
-            self._send([(mailbox, error)])
+            numbers = submit()
+        except RequestError as error:  # the adapter was there when the requests came
+            for mailbox in mailboxes:
+                self._forget(mailbox)
+            self._send([(mailbox, error) for mailbox in mailboxes])
             return
-        self._numbers[mailbox], self._mailboxes[number] = number, mailbox
+        for mailbox, number in zip(mailboxes, numbers, strict=True):
+            self._numbers[mailbox], self._mailboxes[number] = number, mailbox
 
     def _forget(self, mailbox: _Mailbox) -> None:
         number = self._numbers.pop(mailbox, None)

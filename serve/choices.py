@@ -50,9 +50,19 @@ def token_budget(
 async def running_choices(
     engine: AsyncEngine,
     requests: Sequence[tuple[Sequence[int], SamplingParams]],
+    *,
     adapter: str | None = None,
+    client: str = "",
+    is_streamed: bool = True,
 ) -> AsyncIterator[Deltas]:
     """Queue every request at once and yield their deltas; leaving the block aborts what still runs.
+
+    Args:
+        engine: where they run.
+        requests: prompts and how they are sampled; the prompt of neighbours is computed once.
+        adapter: name of a loaded adapter; None for the base model.
+        client: who asks, of those the engine is fair between.
+        is_streamed: whether the deltas are passed on as they come.
 
     Raises:
         RequestError: the engine refuses one of them; the others are aborted.
@@ -68,13 +78,29 @@ async def running_choices(
         )
     streams: list[Stream] = []
     try:
-        for prompt_ids, params in requests:
-            streams.append(engine.stream(prompt_ids, params, adapter=adapter))
+        for prompt_ids, params in _by_prompt(requests):
+            streams += engine.streams(
+                prompt_ids, params, adapter=adapter, client=client, is_streamed=is_streamed
+            )
         async with aclosing(_merged(streams)) as deltas:
             yield deltas
     finally:
         for stream in streams:
             await stream.aclose()
+
+
+def _by_prompt(
+    requests: Sequence[tuple[Sequence[int], SamplingParams]],
+) -> list[tuple[Sequence[int], list[SamplingParams]]]:
+    """Bring neighbours with the same prompt together."""
+    groups: list[tuple[Sequence[int], list[SamplingParams]]] = []
+    for prompt_ids, params in requests:
+        last = groups[-1][0] if groups else ()
+        if prompt_ids is last or prompt_ids == last:
+            groups[-1][1].append(params)
+        else:
+            groups.append((prompt_ids, [params]))
+    return groups
 
 
 async def _merged(streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, Delta]]:

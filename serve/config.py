@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmlab.errors import ConfigError
-from llmlab.serve.params import EngineConfig
+from llmlab.serve.params import EngineConfig, Scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,23 @@ class ServeConfig:
     """Most requests computed side by side."""
     max_waiting: int = 256
     """Most requests that wait for their turn; one more is refused with status 429."""
+    quantize: Scheme = "stored"
+    """How weights are kept on a CPU: as they are stored, or rounded when the server starts."""
+    kv_dtype: Literal["auto", "int8"] = "auto"
+    """How keys and values are kept: as the model's numbers, or rounded to int8."""
+    speculate: Literal["none", "ngram", "draft"] = "none"
+    """Guess tokens and check several in one step, as long as it pays: from the text so far, or by
+    a draft model."""
+    draft_model: Path | None = None
+    """Folder of a smaller model with the same tokenizer, for `speculate=draft`."""
+    draft_len: int = 8
+    """Most tokens guessed at a time."""
+    prefix_cache: bool = True
+    """Keep what was computed until its memory is needed, for prompts that begin the same."""
+    itl_ratio: float | None = 1.75
+    """Longest step while streams run, in times of a step that reads no prompt; None: no limit."""
+    tensor_parallel: int = 1
+    """Processes, on CPUs or a GPU each, that compute the model together, a share each."""
     adapter: tuple[str, ...] = ()
     """LoRA adapters in PEFT's format, NAME=DIR each; requests choose one by `model: NAME`."""
     max_loras: int = 0
@@ -96,6 +113,14 @@ class ServeConfig:
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
             max_waiting=self.max_waiting,
+            quantize=self.quantize,
+            kv_dtype=self.kv_dtype,
+            speculate=self.speculate,
+            draft_model=self.draft_model,
+            draft_len=self.draft_len,
+            prefix_cache=self.prefix_cache,
+            itl_ratio=self.itl_ratio,
+            tensor_parallel=self.tensor_parallel,
             adapters=self.adapters,
             max_loras=self.max_loras,
             max_lora_rank=self.max_lora_rank,

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llmlab.errors import RequestError
+
 FinishReason = Literal["stop", "length", "abort"]
 """stop: a stop token or stop string; length: max_tokens or the context; abort: cancelled."""
 
@@ -48,6 +50,13 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     """On the first delta of a request that asked for them: one for each prompt token, None for the
     first one, which nothing predicts."""
+    num_cached_tokens: int = 0
+    """On the first delta: prompt tokens whose keys and values were already in the cache. Of several
+    requests submitted as one group, the one that computes the prompt has the number."""
+    embedding: tuple[float, ...] | None = None
+    """On the last delta of a request that asked for one: (E,), of length 1."""
+    error: RequestError | None = None
+    """Why the request could not go on, with finish_reason "abort": its grammar ran into a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,10 @@ class Output:
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     num_cached_tokens: int = 0
     """Prompt tokens whose keys and values were already in the cache."""
+    embedding: tuple[float, ...] | None = None
+    """The prompt's, (E,), of length 1, when `SamplingParams.pooling` asked for it."""
+    error: RequestError | None = None
+    """Why it could not go on, with finish_reason "abort"."""
     first_token_s: float | None = None
     """Seconds from arrival to the first token; None when none was generated."""
     total_s: float = 0.0
@@ -92,6 +105,9 @@ class Output:
             finish_reason=reason,
             logprobs=tuple(entry for delta in deltas for entry in delta.logprobs),
             prompt_logprobs=deltas[0].prompt_logprobs,
+            embedding=deltas[-1].embedding,
+            error=deltas[-1].error,
+            num_cached_tokens=deltas[0].num_cached_tokens,
             first_token_s=first_token_s,
             total_s=total_s,
         )
@@ -106,14 +122,27 @@ class EngineStats:
     waiting: int
     """Requests that wait for their turn."""
     free_pages: int
+    """Pages that no request owns, cached ones included."""
+    cached_pages: int
+    """Those of them whose content a new prompt can still use."""
     num_pages: int
     prompt_tokens: int
-    """Total prompt tokens of all requests admitted, each counted once."""
+    """Total prompt tokens of all requests accepted, the prompt of a group counted once."""
+    prefix_queries: int
+    """Total prompt tokens that were looked for in the prefix cache."""
+    prefix_hits: int
+    """Those of them that were in it."""
     generated_tokens: int
     """Total tokens sampled."""
     requests: int
     """Total requests accepted."""
     preemptions: int
     """Total times a request gave its pages back and was computed again."""
+    copies: int
+    """Total pages copied because a request was to write into one that others use too."""
+    drafted_tokens: int
+    """Total tokens guessed and checked."""
+    accepted_tokens: int
+    """Total of those that were right."""
     steps: int
     """Total forward passes."""

@@ -1,37 +1,37 @@
 """The engine: takes requests, runs steps, gives back deltas. Offline use is `Engine.generate`.
 
-Not here: when a sequence runs (scheduler.py), tensors (runner.py), threads (async_engine.py).
+Not here: when a sequence runs (scheduler.py), what a request says (request.py), what is refused
+(admission.py), tensors (runner.py), threads (async_engine.py).
 Reads a model folder.
 """
 
-import secrets
 import time
 from collections import abc
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from llmlab.errors import ConfigError, RequestError
+from llmlab.errors import ConfigError
 from llmlab.hardware import pick_device, pick_dtype
-from llmlab.model import ModelConfig, load_model
-from llmlab.serve.adapters import AdapterStore, wanted
-from llmlab.serve.deltas import Delta, EngineStats, FinishReason, Output, TokenLogprob
-from llmlab.serve.detokenize import TextStream
+from llmlab.model import ModelConfig, load_config
+from llmlab.serve.adapters import AdapterHold, wanted
+from llmlab.serve.admission import check_request
+from llmlab.serve.deltas import Delta, EngineStats, Output
+from llmlab.serve.draft_model import DraftModel
+from llmlab.serve.drafting import Drafting
+from llmlab.serve.grammar.compiler import GrammarCompiler
+from llmlab.serve.grammar.spec import GrammarSpec
+from llmlab.serve.grammar.state import GrammarState
+from llmlab.serve.loading import load_runner
+from llmlab.serve.next_tokens import Computed
+from llmlab.serve.offline import Collector
+from llmlab.serve.pace import Pace
 from llmlab.serve.pages import PagePool
 from llmlab.serve.params import EngineConfig, SamplingParams
-from llmlab.serve.runner import Computed, Runner
+from llmlab.serve.prefix_cache import PrefixCache
+from llmlab.serve.request import Request
 from llmlab.serve.scheduler import Scheduler
-from llmlab.serve.sequence import Sequence, Slice
-
-
-@dataclass(slots=True)
-class _Request:
-    """What the engine keeps of a request beside its sequence."""
-
-    seq: Sequence
-    text: TextStream
-    prompt_logprobs: list[TokenLogprob | None] | None
-    """Until the first delta carries them away; None when they are not wanted."""
+from llmlab.serve.sequence import Sequence, Slice, Step
+from llmlab.serve.sizes import context_len, num_pages_for
 
 
 class Engine:
@@ -50,7 +50,9 @@ class Engine:
     Raises:
         ModelError: the folder is no model folder.
         ConfigError: the context is longer than the model's, the cache would hold no page, adapters
-            would take more than their memory, or the device is not there.
+            would take more than their memory, or the device is not there; or it does not divide
+            among the processes.
+        ServerError: one of several processes could not start.
     """
 
     def __init__(self, model: EngineConfig | Path | str) -> None:
@@ -58,32 +60,47 @@ class Engine:
         device, dtype = pick_device(config.device), config.dtype
         if dtype == "auto":
             dtype = str(pick_dtype(device)[0]).removeprefix("torch.")
-        language_model, self.tokenizer = load_model(config.model, dtype=dtype, device=device)
         self.config = config
-        self.model_config: ModelConfig = language_model.config
-        max_len = _context_len(config, self.model_config)
-        num_pages = config.num_pages or _num_pages(config, self.model_config, dtype, max_len)
+        self.model_config: ModelConfig = load_config(config.model)
+        max_len = context_len(config, self.model_config)
+        num_pages = config.num_pages or num_pages_for(config, self.model_config, dtype, max_len)
         self.max_model_len: int = min(max_len, num_pages * config.page_len)
         """Most tokens of prompt and answer together."""
-        self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
-        self._adapters = AdapterStore.of(config, language_model)
-        self._runner = Runner(
-            language_model,
-            self.tokenizer,
+        self._runner, self.tokenizer, self._adapters = load_runner(
+            config,
+            self.model_config,
+            device=device,
+            dtype=dtype,
             num_pages=num_pages,
-            page_len=config.page_len,
-            adapters=self._adapters,
+            max_len=self.max_model_len,
         )
         for name, folder in config.adapters.items():
             self.load_adapter(name, folder)
+        self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
+        self._grammars = GrammarCompiler(self.tokenizer, stop_ids=self.model_config.eos_token_ids)
+        draft_model = None
+        if config.speculate == "draft":
+            draft_model = DraftModel(
+                config,
+                self.tokenizer,
+                device=device,
+                dtype=dtype,
+                num_pages=num_pages,
+                max_len=self.max_model_len,
+            )
+        cache = PrefixCache(config.page_len) if config.prefix_cache else None
+        self._pace = None if config.itl_ratio is None else Pace(config.itl_ratio)
         self._scheduler = Scheduler(
-            PagePool(num_pages, config.page_len),
+            PagePool(num_pages, config.page_len, cache),
             max_batch_tokens=config.max_batch_tokens,
             max_running=config.max_running,
+            pace=self._pace,
         )
-        self._requests: dict[int, _Request] = {}
-        self._collected: dict[int, list[tuple[float, Delta]]] = {}
+        self._drafting = Drafting(config, draft_model, self._scheduler.room_for_draft)
+        self._requests: dict[int, Request] = {}
+        self._collector = Collector()
         self._num_requests = self._num_prompt = self._num_generated = self._num_steps = 0
+        self._num_drafted = self._num_right = 0
 
     def __enter__(self) -> Self:
         return self
@@ -92,9 +109,11 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Abort whatever still runs. May be called twice."""
+        """Abort whatever still runs, and end the other processes. May be called twice."""
         for number in list(self._requests):
             self.abort(number)
+        self._grammars.close()
+        self._runner.close()
 
     def generate(
         self,
@@ -115,17 +134,15 @@ class Engine:
                 adapter; nothing is generated.
         """
         every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        if len(every) != len(prompts):
-            raise ConfigError(
-                f"{len(every)} params for {len(prompts)} prompts; pass one for all or one for each"
-            )
-        ids = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         is_one = adapter is None or isinstance(adapter, str)
         names = [adapter] * len(prompts) if is_one else list(adapter)
-        if len(names) != len(prompts):
-            raise ConfigError(
-                f"{len(names)} adapters for {len(prompts)} prompts; pass one for all or one each"
-            )
+        for what, own in (("params", every), ("adapters", names)):
+            if len(own) != len(prompts):
+                raise ConfigError(
+                    f"{len(own)} {what} for {len(prompts)} prompts; pass one for all or one for "
+                    "each"
+                )
+        ids = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         for prompt_ids, own, name in zip(ids, every, names, strict=True):
             self.check(prompt_ids, own, adapter=name)
         return self._generate(ids, every, names)
@@ -141,37 +158,30 @@ class Engine:
         adapters: list[str | None],
     ) -> abc.Generator[Output, None, None]:
         start = time.monotonic()
-        numbers = [
-            self.submit(prompt_ids, own, adapter=name)
-            for prompt_ids, own, name in zip(prompts, params, adapters, strict=True)
-        ]
-        self._collected.update({number: [] for number in numbers})
+        numbers: list[int] = []
         try:
-            for number, prompt_ids in zip(numbers, prompts, strict=True):
-                while number in self._requests:
-                    self._collect()
-                timed = self._collected.pop(number)
-                first = next((at for at, delta in timed if delta.token_ids), None)
-                yield Output.from_deltas(
-                    prompt_ids,
-                    [delta for _, delta in timed],
-                    first_token_s=None if first is None else first - start,
-                    total_s=timed[-1][0] - start,
-                )
+            for prompt_ids, own, name in zip(prompts, params, adapters, strict=True):
+                # Nobody reads these as they come: prompts are read as fast as the machine can.
+                numbers.append(self.submit(prompt_ids, own, adapter=name, is_streamed=False))
+            yield from self._collector.outputs(
+                numbers, prompts, step=self.step, running=self._requests, start=start
+            )
         finally:
             for number in numbers:
-                self._collected.pop(number, None)
                 self.abort(number)
 
-    def _collect(self) -> None:
-        for number, delta in self.step():
-            if number in self._collected:
-                self._collected[number].append((time.monotonic(), delta))
-
     def check(
-        self, prompt_ids: abc.Sequence[int], params: SamplingParams, *, adapter: str | None = None
+        self,
+        prompt_ids: abc.Sequence[int],
+        *params: SamplingParams,
+        adapter: str | None = None,
     ) -> None:
         """Refuse what this model can never do; safe to call from any thread.
+
+        Args:
+            prompt_ids: a prompt.
+            params: how it is to be sampled, once or several times.
+            adapter: name of a loaded adapter; None for the base model.
 
         Raises:
             RequestError: the prompt is empty, has ids outside the vocabulary, or leaves no room
@@ -179,34 +189,12 @@ class Engine:
         """
         if adapter is not None:
             wanted(self._adapters).check(adapter)
-        V, room = self.tokenizer.vocab_size, self.max_model_len - len(prompt_ids)
-        if not prompt_ids:
-            raise RequestError("the prompt has no tokens; pass at least one", param="prompt")
-        if room < (0 if params.max_tokens == 0 else 1):
-            raise RequestError(
-                f"the prompt has {len(prompt_ids)} tokens and the context holds "
-                f"{self.max_model_len}, answer included; shorten it",
-                param="prompt",
-            )
-        if params.max_tokens is not None and params.max_tokens > room:
-            raise RequestError(
-                f"max_tokens={params.max_tokens} does not fit: the context holds "
-                f"{self.max_model_len} tokens and the prompt has {len(prompt_ids)}; "
-                f"use at most {room}",
-                param="max_tokens",
-            )
-        named = {
-            "prompt": prompt_ids,
-            "logit_bias": params.logit_bias,
-            "stop_token_ids": params.stop_token_ids,
-        }
-        for name, ids in named.items():
-            if ids and not 0 <= min(ids) <= max(ids) < V:
-                raise RequestError(
-                    f"{name} has token ids {min(ids)} to {max(ids)}; "
-                    f"the vocabulary is 0 to {V - 1}",
-                    param=name,
-                )
+        check_request(
+            prompt_ids,
+            params,
+            vocab_size=self.tokenizer.vocab_size,
+            max_model_len=self.max_model_len,
+        )
 
     @property
     def adapters(self) -> dict[str, Path]:
@@ -231,7 +219,13 @@ class Engine:
         wanted(self._adapters).unload(name)
 
     def submit(
-        self, prompt_ids: abc.Sequence[int], params: SamplingParams, *, adapter: str | None = None
+        self,
+        prompt_ids: abc.Sequence[int],
+        params: SamplingParams,
+        *,
+        adapter: str | None = None,
+        client: str = "",
+        is_streamed: bool = True,
     ) -> int:
         """Queue one request and return its number.
 
@@ -239,54 +233,112 @@ class Engine:
             prompt_ids: the prompt.
             params: how it is sampled.
             adapter: name of a loaded adapter; None for the base model.
+            client: who asks; among requests of one priority, the client that had the least
+                service goes first.
+            is_streamed: whether someone reads the tokens as they come; the prompts of others then
+                take no larger share of a step than `itl_ratio` allows.
 
         Raises:
             RequestError: as `check`.
         """
-        self.check(prompt_ids, params)
-        num_prompt = len(prompt_ids)
-        own_stops = frozenset() if params.ignore_eos else self._stop_ids
-        seq = Sequence(
-            number=self._num_requests,
-            prompt_len=num_prompt,
-            token_ids=list(prompt_ids),
-            params=params,
-            max_len=self.max_model_len
-            if params.max_tokens is None
-            else num_prompt + params.max_tokens,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
-            stop_ids=own_stops.union(params.stop_token_ids),
-            adapter=None if adapter is None else wanted(self._adapters).acquire(adapter),
-        )
-        self._scheduler.add(seq)
-        self._requests[seq.number] = _Request(
-            seq,
-            TextStream(self.tokenizer, params.stop),
-            None if params.prompt_logprobs is None else [None],
-        )
-        self._num_requests += 1
-        self._num_prompt += num_prompt
-        return seq.number
+        return self.submit_group(
+            prompt_ids, [params], adapter=adapter, client=client, is_streamed=is_streamed
+        )[0]
+
+    def submit_group(
+        self,
+        prompt_ids: abc.Sequence[int],
+        params: abc.Sequence[SamplingParams],
+        *,
+        adapter: str | None = None,
+        client: str = "",
+        is_streamed: bool = True,
+    ) -> list[int]:
+        """Queue several requests with one prompt and return their numbers.
+
+        The prompt is computed once, unless they want its log-probabilities or differ in
+        `cache_salt`; they share its pages until each writes its own tokens.
+
+        Args:
+            prompt_ids: the prompt of all.
+            params: how each is sampled; at least one.
+            adapter: that of all; None for the base model.
+            client: who asks.
+            is_streamed: as for `submit`.
+
+        Raises:
+            RequestError: as `check`; nothing is queued.
+        """
+        self.check(prompt_ids, *params, adapter=adapter)
+        grammars = [self._state_of(own.grammar) for own in params]
+        hold = None
+        if adapter is not None:
+            hold = AdapterHold(wanted(self._adapters), adapter, len(params))
+        seqs = [
+            Sequence.of(
+                number,
+                prompt_ids,
+                own,
+                max_model_len=self.max_model_len,
+                model_stop_ids=self._stop_ids,
+                grammar=grammar,
+                adapter=None if hold is None else hold.key,
+                client=client,
+                is_streamed=is_streamed,
+            )
+            for number, (own, grammar) in enumerate(
+                zip(params, grammars, strict=True), self._num_requests
+            )
+        ]
+        is_shared = all(own.prompt_logprobs is None for own in params)
+        if is_shared and len({own.cache_salt for own in params}) == 1:
+            self._scheduler.add(*seqs)
+        else:
+            for seq in seqs:
+                self._scheduler.add(seq)
+        self._requests.update({seq.number: Request(seq, self.tokenizer, hold) for seq in seqs})
+        self._num_requests += len(seqs)
+        self._num_prompt += len(prompt_ids)
+        return [seq.number for seq in seqs]
+
+    def _state_of(self, spec: GrammarSpec | None) -> GrammarState | None:
+        return None if spec is None else self._grammars.compile(spec).state()
 
     def step(self) -> list[tuple[int, Delta]]:
         """Run one forward pass; return what it added, by request number.
 
         A step that only reads parts of prompts adds nothing; so does one without work.
         """
-        slices = self._scheduler.schedule()
-        if not slices:
+        if self.config.speculate != "none":
+            decoding = [seq for seq in self._scheduler.running if seq.num_pending == 1]
+            self._drafting.draft([self._requests[seq.number] for seq in decoding])
+        step = self._scheduler.schedule()
+        if not step.slices:
             return []
-        results = self._runner.run(slices)
-        self._scheduler.computed(slices)
+        results = self._compute(step)
+        self._scheduler.computed(step.slices)
         self._num_steps += 1
         deltas: list[tuple[int, Delta]] = []
-        for part, result in zip(slices, results, strict=True):
-            delta = self._advance(self._requests[part.seq.number], part, result)
+        for part, result in zip(step.slices, results, strict=True):
+            delta = self._requests[part.seq.number].advance(part, result)
             if delta is not None:
+                self._count(part, delta)
                 deltas.append((part.seq.number, delta))
                 if delta.finish_reason is not None:
                     self._forget(part.seq.number)
         return deltas
+
+    def _compute(self, step: Step) -> list[Computed]:
+        start = time.perf_counter()
+        if step.copies:
+            self._runner.copy_pages(step.copies)
+        results = self._runner.run(step.slices)
+        seconds = time.perf_counter() - start
+        if not step.num_prompt_tokens:
+            self._drafting.cost.observe(step.num_decode_tokens, seconds)
+        if self._pace is not None:
+            self._pace.observe(step.num_decode_tokens, step.num_prompt_tokens, seconds)
+        return results
 
     def abort(self, number: int) -> None:
         """Forget a request and free its pages; one that is finished is no error."""
@@ -300,95 +352,35 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return the counters; safe to call from any thread."""
+        plan = self._scheduler
         return EngineStats(
-            running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
-            free_pages=self._scheduler.pool.num_free,
-            num_pages=self._scheduler.pool.num_pages,
+            running=len(plan.running),
+            waiting=len(plan.waiting) + plan.num_parked,
+            free_pages=plan.pool.num_free,
+            cached_pages=plan.pool.num_cached,
+            num_pages=plan.pool.num_pages,
             prompt_tokens=self._num_prompt,
+            prefix_queries=plan.num_looked_up,
+            prefix_hits=plan.num_found,
             generated_tokens=self._num_generated,
             requests=self._num_requests,
-            preemptions=self._scheduler.num_preemptions,
+            preemptions=plan.num_preemptions,
+            copies=plan.num_copies,
+            drafted_tokens=self._num_drafted,
+            accepted_tokens=self._num_right,
             steps=self._num_steps,
         )
 
-    def _advance(self, request: _Request, part: Slice, result: Computed) -> Delta | None:
-        """Add what a step found to its request; None when there is nothing to tell yet."""
-        seq = request.seq
-        if request.prompt_logprobs is not None:
-            request.prompt_logprobs += result.prompt_logprobs
-            seq.num_scored += len(result.prompt_logprobs)
-        if not part.is_last:
-            return None
-        text, finish_reason = "", "length"  # what becomes of a request that wants no token
-        if result.token_id is not None:
-            seq.token_ids.append(result.token_id)
-            self._num_generated += 1
-            text, finish_reason = _read(request, result.token_id)
-        prompt_logprobs, request.prompt_logprobs = request.prompt_logprobs, None
-        return Delta(
-            text=text,
-            token_ids=() if result.token_id is None else (result.token_id,),
-            logprobs=() if result.logprob is None else (result.logprob,),
-            finish_reason=finish_reason,
-            prompt_logprobs=None if prompt_logprobs is None else tuple(prompt_logprobs),
-        )
+    def _count(self, part: Slice, delta: Delta) -> None:
+        self._num_generated += len(delta.token_ids)
+        self._num_drafted += len(part.draft)
+        num_right = len(delta.token_ids) - 1
+        if num_right > 0:
+            self._num_right += num_right
+            self._scheduler.drafted(part.seq, num_right)
 
     def _forget(self, number: int) -> None:
-        seq = self._requests.pop(number).seq
-        self._scheduler.remove(seq)
-        if seq.adapter is not None:
-            wanted(self._adapters).release(seq.adapter)
-
-
-def _read(request: _Request, token_id: int) -> tuple[str, FinishReason | None]:
-    """Return the text that a token adds and whether the request ends with it."""
-    seq = request.seq
-    if token_id in seq.stop_ids:
-        return request.text.finish()[0], "stop"
-    may_stop = seq.num_generated > seq.params.min_tokens
-    text, stopped = request.text.push(token_id, may_stop=may_stop)
-    if stopped:
-        return text, "stop"
-    if len(seq.token_ids) < seq.max_len:
-        return text, None
-    rest, stopped = request.text.finish()
-    return text + rest, "stop" if stopped else "length"
-
-
-def _context_len(config: EngineConfig, model: ModelConfig) -> int:
-    longest = model.max_position_embeddings
-    if model.is_recurrent:
-        raise ConfigError(
-            f"{config.model} is a {model.architecture}, whose state does not lie in pages; "
-            "use llmlab generate"
-        )
-    window = model.sliding_window
-    if window is not None and window < (config.max_model_len or longest):
-        raise ConfigError(
-            f"{config.model} has a sliding_window of {window} tokens, and pages are attended to "
-            f"whole; pass max_model_len={window}, up to which that is the same"
-        )
-    if config.max_model_len is not None and config.max_model_len > longest:
-        raise ConfigError(
-            f"max_model_len={config.max_model_len} is above the {longest} positions the model "
-            "was trained for; lower it or leave it out"
-        )
-    return config.max_model_len or longest
-
-
-def _num_pages(config: EngineConfig, model: ModelConfig, dtype: str, max_len: int) -> int:
-    """Return how many pages fit the memory, but no more than can ever be used."""
-    item_bytes = 2 if dtype == "bfloat16" else 4
-    token_bytes = (
-        2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * item_bytes
-    )
-    page_bytes = token_bytes * config.page_len
-    usable = -(-max_len // config.page_len) * config.max_running
-    num_pages = min(int(config.kv_memory_mb * 1e6 // page_bytes), usable)
-    if num_pages < 1:
-        raise ConfigError(
-            f"kv_memory_mb={config.kv_memory_mb} holds no page: one takes {page_bytes / 1e6:.1f} "
-            "MB; raise it or lower page_len"
-        )
-    return num_pages
+        request = self._requests.pop(number)
+        self._scheduler.remove(request.seq)
+        if request.hold is not None:
+            request.hold.drop()

@@ -42,7 +42,8 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
 class RequireKey:
     """Refuses requests without one of the keys, whose comparison takes the same time for any key.
 
-    It goes by `scope["path"]`, which the Host header cannot change.
+    It goes by `scope["path"]`, which the Host header cannot change. Whoever has a key is known to
+    the routes by its digest, `request.state.client`.
 
     Args:
         app: what to protect.
@@ -60,7 +61,9 @@ class RequireKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401."""
         is_open = not self._digests or scope["path"] in self._public
-        if is_open or self._has_key(scope):
+        client = "" if is_open else self._client(scope)
+        if client is not None:
+            scope.setdefault("state", {})["client"] = client
             await self._app(scope, receive, send)
             return
         refusal = ApiError(
@@ -70,12 +73,13 @@ class RequireKey:
         )
         await error_response(refusal)(scope, receive, send)
 
-    def _has_key(self, scope: Scope) -> bool:
+    def _client(self, scope: Scope) -> str | None:
+        """Return the digest of the request's key; None when it is not one of the keys."""
         values = [value for name, value in scope["headers"] if name == b"authorization"]
         kind, _, key = (values[0] if len(values) == 1 else b"").partition(b" ")
         digest = _digest(key.strip())
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return kind.lower() == b"bearer" and any(matches)
+        return digest.hex() if kind.lower() == b"bearer" and any(matches) else None
 
 
 def _digest(key: bytes) -> bytes:

@@ -70,16 +70,11 @@ class PagedCache:
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages, `(from, to)` each, in every layer."""
-        if not pairs:
-            return
-        place = torch.arange(self.page_len)
-        sources, targets = (
-            (torch.tensor(pages)[:, None] * self.page_len + place).flatten().to(self.device)
-            for pages in zip(*pairs, strict=True)
-        )
+        sources, targets = torch.tensor(pairs, device=self.device).T  # (C,) each
         for store in (*self._layers, *self._scales):
             if store is not None:
-                store[targets] = store[sources]
+                pages = store.unflatten(0, (-1, self.page_len))  # (num_pages, P, 2, G, ...)
+                pages[targets] = pages[sources]
 
 
 class StepInputs:
@@ -110,8 +105,10 @@ class StepInputs:
         self._short = np.zeros(2 * num_seqs + 1 + num_seqs * most_pages, dtype=np.int32)
         long, short = (torch.from_numpy(numbers) for numbers in (self._long, self._short))
         self._on_host = (long, short)
-        self._on_device = tuple(numbers.to(self._device) for numbers in self._on_host)
-        long, short = self._on_device
+        self.tensors = tuple(numbers.to(self._device) for numbers in self._on_host)
+        """All numbers, on the device: what another process needs to compute the same step."""
+        self.sizes = (num_tokens, num_seqs, most_pages)
+        long, short = self.tensors
         self.token_ids, self.positions = long[0:1], long[1:2]  # (1, N)
         self.slots = long[2]  # (N,), place of each token in the cache
         self.context_lens = short[:num_seqs]  # (S,)
@@ -124,7 +121,7 @@ class StepInputs:
         cls, slices: list[Slice], cache: PagedCache, adapters: AdapterStore | None = None
     ) -> "StepInputs":
         """Return the inputs of a step, of just its size."""
-        most_pages = max(-(-part.end // cache.page_len) for part in slices)
+        most_pages = max(-(-part.reach // cache.page_len) for part in slices)
         num_tokens = sum(part.num_tokens for part in slices)
         inputs = cls(num_tokens, len(slices), most_pages, cache, adapters)
         inputs.fill(slices)
@@ -137,17 +134,17 @@ class StepInputs:
         at = 0
         for row, part in enumerate(slices):
             end = at + part.num_tokens
-            pages = part.seq.pages[: -(-part.end // P)]
+            pages = part.seq.pages[: -(-part.reach // P)]
             self._table[row, : len(pages)] = pages
-            ids[at:end] = part.seq.token_ids[part.start : part.end]
-            positions[at:end] = place = np.arange(part.start, part.end)
+            ids[at:end] = (*part.seq.token_ids[part.start : part.end], *part.draft)
+            positions[at:end] = place = np.arange(part.start, part.reach)
             slots[at:end] = self._table[row, place // P] * P + place % P
             at = end
-        self._short[:S] = [part.end for part in slices]
+        self._short[:S] = [part.reach for part in slices]
         self._short[S : 2 * S + 1] = [0, *accumulate(part.num_tokens for part in slices)]
         if self._adapters is not None and self.lora is not None:
             slots = [self._adapters.slot_of(part.seq.adapter) for part in slices]
             self.lora.fill(np.repeat(slots, [part.num_tokens for part in slices]))
         if self._device.type != "cpu":
-            for host, own in zip(self._on_host, self._on_device, strict=True):
+            for host, own in zip(self._on_host, self.tensors, strict=True):
                 own.copy_(host)

@@ -30,6 +30,7 @@ MAX_N = 128
 MAX_PROMPTS = 1024
 MAX_STOP = 4
 MAX_LOGIT_BIAS = 1024
+MAX_SALT = 256
 
 IGNORED = frozenset(
     {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
@@ -184,6 +185,10 @@ class Sampling(Body):
     stop_token_ids: Annotated[list[int], Field(fail_fast=True, max_length=MAX_STOP)] = []
     min_tokens: int = 0
     ignore_eos: bool = False
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    """Lower is served earlier."""
+    cache_salt: Annotated[Text, Field(min_length=1, max_length=MAX_SALT)] | None = None
+    """Who does not send the same finds nothing of this prompt in the prefix cache."""
 
     @property
     def wants_usage(self) -> bool:
@@ -232,6 +237,8 @@ class Sampling(Body):
             prompt_logprobs=prompt_logprobs,
             ignore_eos=self.ignore_eos,
             min_tokens=self.min_tokens,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
         )
 
 

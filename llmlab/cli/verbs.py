@@ -123,4 +123,9 @@ VERBS: dict[str, Verb] = {
         "llmlab.cli.bench:kernels",
         "time the kernels beside PyTorch's own, on a CPU or a GPU",
     ),
+    "bench serve": Verb(
+        "llmlab.serve.bench.config:BenchServeConfig",
+        "llmlab.cli.bench_serve:run",
+        "load OpenAI-style servers: throughput and latencies, side by side",
+    ),
 }

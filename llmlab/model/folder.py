@@ -16,6 +16,7 @@ from llmlab.model.build import build_model
 from llmlab.model.config import ModelConfig
 from llmlab.model.expert_names import parted_experts
 from llmlab.model.language_model import LanguageModel
+from llmlab.model.sharding import Share, load_shard
 from llmlab.model.weights import load_weights, save_weights
 from llmlab.outputs import whole_folder
 from llmlab.tokenizers import Tokenizer
@@ -38,6 +39,7 @@ def load_model(
     *,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
+    share: Share | None = None,
 ) -> tuple[LanguageModel, Tokenizer]:
     """Load a model folder, ready for use (`.eval()`).
 
@@ -45,8 +47,10 @@ def load_model(
         folder: written by `save_model` or by transformers.
         dtype: of the weights in memory: float32, bfloat16 or float16.
         device: where they shall live.
+        share: of several processes that hold a part each (sharding.py); the whole model when None.
 
     Raises:
+        ConfigError: the model does not divide into shares.
         ModelError: no such folder, no model in it, or a model that is not supported.
         TokenizerError: its tokenizer cannot be used.
     """
@@ -54,10 +58,13 @@ def load_model(
     config = load_config(folder)
     tokenizer = Tokenizer.load(folder)
     _check_vocab(config, tokenizer)
-    with torch.device("meta"):
-        model = build_model(config)
-    model.to(_dtype(dtype))
-    load_weights(model, folder)
+    if share is not None:
+        model = load_shard(folder, config, share, dtype=_dtype(dtype))
+    else:
+        with torch.device("meta"):
+            model = build_model(config)
+        model.to(_dtype(dtype))
+        load_weights(model, folder)
     return model.to(device).eval(), tokenizer
 
 

@@ -9,7 +9,12 @@ import torch
 
 from llmlab.kernels import native
 from llmlab.kernels.int8 import quantize_rows_twin, w8a16_linear, w8a16_linear_twin
+from llmlab.kernels.norm import rms_norm, rms_norm_twin
+from llmlab.kernels.op import serving
+from llmlab.kernels.packed_linear import PackedLinear, Scheme
 from llmlab.kernels.paged_attention import paged_attention, paged_attention_twin
+from llmlab.kernels.pointwise import swiglu, swiglu_twin
+from llmlab.kernels.sample import sample_tokens, sample_tokens_twin
 from tests.kernels.guards import error
 from tests.kernels.test_paged_attention import Pages
 
@@ -36,6 +41,36 @@ def linear_is_right():
     weight, scale = quantize_rows_twin(torch.randn(40, 70))
     x = torch.randn(3, 70)
     return error(w8a16_linear(x, weight, scale), w8a16_linear_twin(x, weight, scale)) < 1e-6
+
+
+def packed_layers_are_right():
+    torch.manual_seed(0)
+    # Of the rounding of weights, activations and results.
+    bounds: dict[Scheme, float] = {
+        "stored": 4e-3,
+        "int8": 1e-2,
+        "int8-dynamic": 2e-2,
+        "int4": 1e-1,
+    }
+    for dtype in (torch.float32, torch.bfloat16):
+        for M, K, N in ((1, 90, 70), (37, 33, 50), (8, 128, 96)):
+            x, weight = torch.randn(M, K).to(dtype), torch.randn(N, K).to(dtype)
+            exact = x.double() @ weight.double().t()
+            for scheme, bound in bounds.items():
+                layer = PackedLinear(weight, scheme=scheme)
+                assert error(layer(x).double(), exact) <= bound
+                assert torch.equal(layer(x[M // 2 :]), layer(x)[M // 2 :])
+
+
+def the_rest_is_right():
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 5, 90), torch.randn(90)
+    with serving():
+        torch.testing.assert_close(rms_norm(x, weight, 1e-5), rms_norm_twin(x, weight, 1e-5)[0])
+        torch.testing.assert_close(swiglu(x, x), swiglu_twin(x, x))
+    logits, ones = 3 * torch.randn(4, 1000), torch.ones(4)
+    rows = (ones, 30 * ones.int(), 0.8 * ones, 0.01 * ones, torch.rand(4))
+    assert torch.equal(sample_tokens(logits, *rows), sample_tokens_twin(logits, *rows))
 
 
 @needs_compiler
@@ -133,7 +168,15 @@ def test_a_row_is_the_same_bit_for_bit_among_others():
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("processor", ["-mavx2 -mfma", "-msse4.2", "-mavx512f -mfma"])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        "-mavx2 -mfma",
+        "-msse4.2",
+        "-mavx512f -mfma",
+        "-mavx512f -mavx512bw -mavx512vl -mavx512bf16 -mavx512vnni -mfma",
+    ],
+)
 def test_other_processors(processor, tmp_path, monkeypatch):
     target = tmp_path / "other.so"
     units = [str(path) for path in native._SOURCES.glob("*.cpp")]
@@ -142,6 +185,8 @@ def test_other_processors(processor, tmp_path, monkeypatch):
     native.native_function.cache_clear()
     monkeypatch.setattr(native, "_library", lambda: ctypes.CDLL(str(target)))
     assert linear_is_right()
+    packed_layers_are_right()
+    the_rest_is_right()
     for is_int8 in (False, True):
         for D in (16, 40, 64, 128):
             pages = Pages([(1, 700), (14, 60)], 2, D, 16, is_int8=is_int8)

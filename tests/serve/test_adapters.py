@@ -91,6 +91,10 @@ def has_tapes() -> bool:
     return ENABLED and function_of("run_tape", "pi") is not None
 
 
+def can_record(runner: Runner) -> bool:
+    return runner._tapes is not None and runner._tapes._can_record
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_batch_of_three_adapters_and_none_is_what_peft_computes_one_by_one(
     folder, folders, references, setting
@@ -104,6 +108,7 @@ def test_a_batch_of_three_adapters_and_none_is_what_peft_computes_one_by_one(
     for output, reference in zip(outputs, references, strict=True):
         check(output, reference)
     if has_tapes():
+        assert tapes is not None
         assert tapes._can_record, "every operation of a step is native"
         assert any(is_adapted for _, _, is_adapted in tapes._recorded)
     assert len({tuple(each.token_ids) for each in references}) == len(references)
@@ -169,7 +174,7 @@ def test_adapters_are_loaded_and_unloaded_while_requests_run(qwen3, for_qwen3, r
         assert engine.adapters == {"x": for_qwen3["wide"], "y": for_qwen3["mixed"]}
         while engine.has_work:
             step()
-        assert not has_tapes() or engine._runner._tapes._can_record
+        assert not has_tapes() or can_record(engine._runner)
     for number, name in zip(
         (base, first, second, third), (None, "narrow", "wide", "mixed"), strict=True
     ):
@@ -193,7 +198,7 @@ def test_a_place_keeps_nothing_of_the_adapter_before(qwen3, for_qwen3, reference
             engine.unload_adapter("only")
 
 
-def test_an_adapter_unloaded_before_its_request_could_start_ends_that_stream_only(
+def test_an_adapter_unloaded_before_its_requests_could_start_ends_their_streams_only(
     qwen3, for_qwen3, references_of_qwen3
 ):
     prompt = prompts()[3]
@@ -202,12 +207,14 @@ def test_an_adapter_unloaded_before_its_request_could_start_ends_that_stream_onl
     async def test(engine: AsyncEngine) -> None:
         with engine._wake:  # the engine's thread cannot take requests in here
             lost = engine.stream(prompt, GREEDY, adapter="wide")
+            both = engine.streams(prompt, [GREEDY, GREEDY], adapter="wide")
             kept = engine.stream(prompt, GREEDY, adapter="narrow")
             engine.unload_adapter("wide")
-        with pytest.raises(RequestError, match="no adapter 'wide' is loaded"):
-            await anext(lost)
-        with pytest.raises(StopAsyncIteration):
-            await anext(lost)
+        for stream in (lost, *both):
+            with pytest.raises(RequestError, match="no adapter 'wide' is loaded"):
+                await anext(stream)
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
         ids = [token_id async for delta in kept for token_id in delta.token_ids]
         assert ids == references_of_qwen3["narrow"].token_ids
         await engine.load_adapter("wide", for_qwen3["wide"])
@@ -234,6 +241,42 @@ def test_an_aborted_request_gives_its_adapter_back(qwen3, for_qwen3):
         engine.load_adapter("b", for_qwen3["mixed"])
 
 
+def test_choices_of_one_prompt_hold_their_adapter_until_the_last_has_ended(
+    qwen3, for_qwen3, references_of_qwen3
+):
+    with start(qwen3, max_loras=1) as engine:
+        engine.load_adapter("a", for_qwen3["wide"])
+        with pytest.raises(RequestError, match="no adapter 'b' is loaded"):
+            engine.submit_group(prompts()[3], [GREEDY], adapter="b")
+        params = [replace(GREEDY, prompt_logprobs=None, max_tokens=most) for most in (1, 12, 4)]
+        numbers = engine.submit_group(prompts()[3], params, adapter="a")
+        engine.unload_adapter("a")
+        tokens: dict[int, list[int]] = {number: [] for number in numbers}
+        while engine.has_work:
+            with pytest.raises(ConfigError, match="1 of them unloaded but still in use"):
+                engine.load_adapter("b", for_qwen3["mixed"])
+            for number, delta in engine.step():
+                tokens[number] += delta.token_ids
+        engine.load_adapter("b", for_qwen3["mixed"])
+    reference = references_of_qwen3["wide"].token_ids
+    assert [tokens[number] for number in numbers] == [reference[:1], reference, reference[:4]]
+
+
+def test_nothing_that_one_adapter_computed_serves_another(qwen3, for_qwen3, references_of_qwen3):
+    """Not even one loaded later under the same name."""
+    prompt, params = prompts()[3], replace(GREEDY, prompt_logprobs=None)
+    with start(qwen3, adapters=for_qwen3, page_len=4) as engine:
+        for name in (None, "narrow", "wide", "narrow"):
+            (output,) = engine.generate([prompt], params, adapter=name)
+            assert list(output.token_ids) == references_of_qwen3[name].token_ids, name
+        assert engine.stats().prefix_hits == len(prompt) // 4 * 4, "of the second time only"
+        engine.unload_adapter("narrow")
+        engine.load_adapter("narrow", for_qwen3["mixed"])
+        (output,) = engine.generate([prompt], params, adapter="narrow")
+        assert list(output.token_ids) == references_of_qwen3["mixed"].token_ids
+        assert engine.stats().prefix_hits == len(prompt) // 4 * 4
+
+
 def test_without_adapters_the_model_is_as_it_was(qwen3, for_qwen3):
     with start(qwen3) as engine:
         layers = {type(module).__name__ for module in engine._runner._model.modules()}
@@ -252,6 +295,8 @@ def test_limits(qwen3, for_qwen3):
         start(qwen3, adapters={"wide": for_qwen3["wide"]}, max_lora_rank=8)
     with pytest.raises(ConfigError, match=r"take 92 MB, above lora_memory_mb=9; .*rank=97 would"):
         start(qwen3, max_loras=10, max_lora_rank=1000, lora_memory_mb=9)
+    with pytest.raises(ConfigError, match="3 adapters with tensor_parallel=2; adapters run in one"):
+        start(qwen3, adapters=for_qwen3, tensor_parallel=2)
     with start(qwen3, adapters=for_qwen3, max_loras=1) as engine:
         for name, message in (("narrow", "is loaded already"), ("x", "max_loras=3 adapters are")):
             with pytest.raises(ConfigError, match=message):
@@ -296,9 +341,9 @@ def test_rounded_weights_take_adapters_too(qwen3, for_qwen3, scheme):
             pages=[4 * number + page for page in range(3)],
             adapter=adapter,
         )
-        chosen.append(runner.run([Slice(seq, 0, 17)])[0].logprob)
+        chosen.append(runner.run([Slice(seq, 0, 17)])[0].logprobs)
     assert chosen[0] != chosen[1]
-    assert not has_tapes() or runner._tapes._can_record
+    assert not has_tapes() or can_record(runner)
 
 
 def test_models_of_other_kinds_are_refused(tmp_path):

@@ -119,6 +119,8 @@ def test_streamed_and_whole_answers_are_the_same(server, route, n, sampling):
     stream = server.post(route, **asked, stream=True, stream_options={"include_usage": True})
     *chunks, last = events(stream)
     assert last["choices"] == []
+    for usage in (last["usage"], whole["usage"]):
+        del usage["prompt_tokens_details"]  # the second answer finds what the first one left
     assert last["usage"] == whole["usage"]
     assert {chunk["id"] for chunk in chunks} == {last["id"]}
     assert all(chunk["usage"] is None and len(chunk["choices"]) == 1 for chunk in chunks)
@@ -192,6 +194,7 @@ def test_prompts_as_text_and_as_ids_are_the_same(server):
         "prompt_tokens": num_prompt,
         "completion_tokens": 32,
         "total_tokens": num_prompt + 32,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 
@@ -205,6 +208,36 @@ def test_seed(server):
     assert len({*first, *other}) == 4
     second = server.post("/v1/completions", **asked, seed=2).json()["choices"][0]["text"]
     assert second == first[1]  # choice i takes seed + i
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+def test_usage_counts_what_was_in_the_cache(server, route):
+    text = "The dog sat on the log, and the cat sat on the mat. " * 3
+    is_chat = "chat" in route
+    what = {"messages": [{"role": "user", "content": text}]} if is_chat else {"prompt": text}
+    asked = {**what, "max_tokens": 2, "n": 3, "cache_salt": route}
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+    first = server.post(route, **asked).json()["usage"]
+    again = events(server.post(route, **asked, **stream))[-1]["usage"]
+    assert first["prompt_tokens_details"] == {"cached_tokens": 0}
+    full_pages = (first["prompt_tokens"] - 1) // server.engine.config.page_len
+    assert full_pages > 1
+    found = full_pages * server.engine.config.page_len
+    assert again["prompt_tokens_details"] == {"cached_tokens": found}
+    other = server.post(route, **{**asked, "cache_salt": "another"}).json()["usage"]
+    assert other == first
+
+
+def test_choices_share_their_prompt(server):
+    tokenizer = server.engine.tokenizer
+    texts = ["The cat sat", "def add", "def add"]
+    before = server.engine.stats()
+    answer = server.post("/v1/completions", prompt=texts, n=4, cache_salt="x", **GREEDY).json()
+    after = server.engine.stats()
+    assert len({choice["text"] for choice in answer["choices"][4:]}) == 1
+    read = sum(len([*tokenizer.bos_ids, *tokenizer.encode(text)]) for text in texts[:2])
+    assert after.prefix_queries - before.prefix_queries == read
+    assert after.copies - before.copies >= 2
 
 
 def test_default_lengths(server):
@@ -329,6 +362,9 @@ def test_chat_logprobs(server):
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"stop": ""}, "stop"),
         ({"min_tokens": 99, "max_tokens": 2}, "min_tokens"),
+        ({"priority": 2**31}, "priority"),
+        ({"priority": 0.5}, "priority"),
+        ({"cache_salt": ""}, "cache_salt"),
         ({"foo": 1}, "foo"),
         ({"tools": [{}]}, "tools"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),

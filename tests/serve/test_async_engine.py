@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,49 @@ def test_a_stream_serves_a_second_event_loop(engine):
         assert (await read(engine, PROMPTS[0]))[-1].finish_reason == "length"
 
     run(test())
+    run(test())
+
+
+def test_a_group_gives_what_its_members_give_alone(engine):
+    every = [replace(PARAMS, seed=seed, temperature=1.5) for seed in range(4)]
+
+    async def test() -> None:
+        streams = engine.streams(PROMPTS[2], every)
+        together = await asyncio.gather(*(collect(stream) for stream in streams))
+        alone = [await read(engine, PROMPTS[2], params) for params in every]
+        assert [[delta.token_ids for delta in deltas] for deltas in together] == [
+            [delta.token_ids for delta in deltas] for deltas in alone
+        ]
+        assert engine.stats().requests == 8
+        assert engine.stats().prompt_tokens == 5 * 30
+
+    run(test())
+
+
+async def collect(stream) -> list[Delta]:
+    return [delta async for delta in stream]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+def test_the_streams_of_a_group_close_in_any_order(engine, order):
+    async def test() -> None:
+        streams = engine.streams(PROMPTS[2], [ENDLESS] * 4)
+        await anext(streams[0])
+        for at in order:
+            await streams[at].aclose()
+        await until(lambda: engine.stats().free_pages == engine.stats().num_pages)
+
+    run(test())
+
+
+def test_a_group_that_does_not_fit_the_queue_is_refused_as_a_whole(engine):
+    async def test() -> None:
+        stream = engine.stream(PROMPTS[0], ENDLESS)
+        with pytest.raises(RequestError, match="1 requests run or wait already"):
+            engine.streams(PROMPTS[0], [PARAMS] * 4)
+        assert len(engine.streams(PROMPTS[0], [PARAMS] * 3)) == 3
+        await stream.aclose()
+
     run(test())
 
 

@@ -208,8 +208,8 @@ def test_a_grammar_that_takes_too_long_meets_the_deadline_and_the_next_is_served
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux only")
 def test_a_grammar_that_takes_too_much_memory_is_refused_and_the_next_is_served():
-    with GrammarCompiler(tiny_tokenizer(), memory_mb=80) as compiler:
-        with pytest.raises(RequestError, match="takes more than 80 MB to compile"):
+    with GrammarCompiler(tiny_tokenizer(), memory_mb=40) as compiler:
+        with pytest.raises(RequestError, match="takes more than 40 MB to compile"):
             compiler.compile(GrammarSpec(json_schema=wide(2_500)))
         assert compiler.compile(GrammarSpec(regex="a+"))
 

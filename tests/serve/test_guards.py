@@ -1,5 +1,7 @@
 """Who may ask, and how much at a time."""
 
+import asyncio
+
 import httpx
 import openai
 import pytest
@@ -62,6 +64,33 @@ def test_any_of_the_keys_opens(server):
     for key in ("right", "other"):
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key) as client:
             assert client.models.list().data[0].id == "tiny"
+
+
+def test_each_key_is_a_client_of_its_own(tmp_path):
+    """With one place, a key that asks for much does not keep the other one waiting."""
+    folder = tiny_model_folder(tmp_path)
+    with live(folder, api_keys=("greedy", "modest"), max_running=1) as server:
+        prompts = [[number] * 5 for number in range(20)]
+        asked = {"max_tokens": 40, "ignore_eos": True, "temperature": 0}
+        headers = [{"Authorization": f"Bearer {key}"} for key in ("greedy", "modest")]
+
+        async def race() -> tuple[int, int]:
+            async with httpx.AsyncClient(base_url=server.url) as client, asyncio.timeout(60):
+
+                async def post(key: dict[str, str], prompt) -> int:
+                    body = {"prompt": prompt, **asked}
+                    answer = await client.post("/v1/completions", json=body, headers=key)
+                    assert answer.status_code == 200
+                    return server.engine.stats().generated_tokens
+
+                many = asyncio.create_task(post(headers[0], prompts))
+                while server.engine.stats().requests < len(prompts):
+                    await asyncio.sleep(0.001)
+                return await asyncio.gather(many, post(headers[1], prompts[0]))
+
+        all_greedy, one_modest = asyncio.run(race())
+    assert all_greedy == 21 * 40
+    assert one_modest < 20 * 40
 
 
 def test_health_is_public(server):

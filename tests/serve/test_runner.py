@@ -42,7 +42,7 @@ def test_a_mixed_step_equals_each_sequence_alone(architecture):
         sequence(4, 17, [39, 38, 13, 14, 15]),
     ]
     first = [Slice(seqs[0], 0, 12), Slice(seqs[1], 0, 3), Slice(seqs[4], 0, 16)]
-    assert [result.token_id for result in runner.run(first)] == [None] * 3
+    assert [result.token_ids for result in runner.run(first)] == [()] * 3
     step = [
         Slice(seqs[3], 0, 5),
         Slice(seqs[0], 12, 13),
@@ -51,15 +51,14 @@ def test_a_mixed_step_equals_each_sequence_alone(architecture):
         Slice(seqs[4], 16, 17),
     ]
     results = runner.run(step)
-    assert results[0].token_id is None
+    assert results[0].token_ids == ()
     for part, result in list(zip(step, results, strict=True))[1:]:
         with torch.inference_mode():
             logits = model(torch.tensor([part.seq.token_ids]))[0, -1]
         expected = int(logits[: tokenizer.vocab_size].argmax())
-        assert result.token_id == expected
-        assert result.logprob is not None
+        assert result.token_ids == (expected,)
         # float32, three layers: the same sums in another order.
-        assert abs(result.logprob.logprob - logits.log_softmax(-1)[expected]) < 1e-4
+        assert abs(result.logprobs[0].logprob - logits.log_softmax(-1)[expected]) < 1e-4
 
 
 def test_a_vocabulary_wider_than_the_tokenizer_never_yields_a_nameless_token():
@@ -72,8 +71,19 @@ def test_a_vocabulary_wider_than_the_tokenizer_never_yields_a_nameless_token():
         logprobs = model(torch.tensor([seq.token_ids]))[0, -1].log_softmax(-1)
     assert logprobs.argmax() >= tokenizer.vocab_size, "the case this test is about"
     best = logprobs[: tokenizer.vocab_size].topk(2)
-    assert result.token_id == best.indices[0]
-    assert result.logprob is not None
-    assert [entry.token_id for entry in result.logprob.top] == best.indices.tolist()
+    assert result.token_ids == (best.indices[0],)
+    assert [entry.token_id for entry in result.logprobs[0].top] == best.indices.tolist()
     # The nameless ids keep their share: float32 sums in another order.
-    assert abs(result.logprob.logprob - best.values[0]) < 1e-4
+    assert abs(result.logprobs[0].logprob - best.values[0]) < 1e-4
+
+
+def test_copied_pages_are_the_same_to_attention():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    runner = Runner(model, tokenizer, num_pages=12, page_len=PAGE_LEN)
+    seq = sequence(0, 10, [3, 7, 5])
+    runner.run([Slice(seq, 0, 9)])
+    (expected,) = runner.run([Slice(seq, 9, 10)])
+    # A page may be the source of one pair and the target of another: all are read first.
+    runner.copy_pages([(3, 0), (7, 3), (5, 11)])
+    seq.pages = [0, 3, 11]
+    assert runner.run([Slice(seq, 9, 10)]) == [expected]

@@ -56,6 +56,9 @@ def test_four_forms_of_a_prompt(prompt, read):
         {"temperature": float("nan")},
         {"temperature": "hot"},
         {"seed": 2**63},
+        {"priority": 2**31},
+        {"cache_salt": ""},
+        {"cache_salt": "x" * 257},
         {"stream": 1},
         {"logit_bias": {"1": "x"}},
     ],
@@ -159,6 +162,14 @@ def test_seeds_of_choices_differ_and_stay_64_bit():
     seeds = [body.sampling_params(i, max_tokens=1, logprobs=None).seed for i in range(3)]
     assert seeds == [2**63 - 1, -(2**63), -(2**63) + 1]
     assert completion().sampling_params(1, max_tokens=1, logprobs=None).seed is None
+
+
+def test_priority_and_salt_are_passed_on():
+    body = chat(priority=-3, cache_salt="mine")
+    params = body.sampling_params(0, max_tokens=1, logprobs=None)
+    assert (params.priority, params.cache_salt) == (-3, "mine")
+    params = chat().sampling_params(0, max_tokens=1, logprobs=None)
+    assert (params.priority, params.cache_salt) == (0, None)
 
 
 JSON = st.recursive(

@@ -92,12 +92,20 @@ def expected(folder, prompts) -> list[tuple[list[int], list[float]]]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"max_running": 1}, {"max_running": 8}, {"max_running": 8, "max_batch_tokens": 24}],
-    ids=["alone", "batch of 8", "batch of 8, chunked prompts"],
+    [
+        {"max_running": 1},
+        {"max_running": 8},
+        {"max_running": 8, "max_batch_tokens": 24},
+        {"max_running": 8, "max_batch_tokens": 24, "num_pages": 24},
+        {"max_running": 8, "max_batch_tokens": 24, "tensor_parallel": 3},
+    ],
+    ids=["alone", "batch of 8", "batch of 8, chunked prompts", "few pages", "three processes"],
 )
 def test_twenty_prompts_give_the_tokens_of_transformers(folder, prompts, expected, changes):
     with Engine(EngineConfig(model=folder, dtype="float32", **changes)) as engine:
         outputs = list(engine.generate(prompts, PARAMS))
+        stats = engine.stats()
+    assert (stats.preemptions > 0) == ("num_pages" in changes)
     for output, (tokens, logprobs) in zip(outputs, expected, strict=True):
         assert list(output.token_ids) == tokens
         gaps = [
@@ -105,6 +113,34 @@ def test_twenty_prompts_give_the_tokens_of_transformers(folder, prompts, expecte
             for entry, value in zip(output.logprobs, logprobs, strict=True)
         ]
         assert max(gaps) < LOGPROB_TOLERANCE
+
+
+def test_two_hundred_prompts_that_share_beginnings_give_the_tokens_of_transformers(folder):
+    """In one continuous batch: chunked prompts, preemptions, most beginnings from the cache."""
+    num_tokens = 8
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, logprobs=0)
+    changes = {"max_running": 16, "max_batch_tokens": 64, "num_pages": 80, "page_len": 4}
+    with Engine(EngineConfig(model=folder, dtype="float32", **changes)) as engine:
+        text = engine.encode(" ".join([*QUESTIONS, *TEXTS]))
+        prompts = [
+            text[20 * (number % 4) :][: 2 + number * 7 % 90] + engine.encode(TEXTS[number % 10])[:6]
+            for number in range(200)
+        ]
+        outputs = list(engine.generate(prompts, params))
+        stats = engine.stats()
+    assert stats.preemptions > 0
+    assert stats.prefix_hits > 0.3 * stats.prefix_queries
+    assert stats.free_pages == stats.num_pages
+    with torch.inference_mode():
+        for prompt, output in zip(prompts, outputs, strict=True):
+            # One pass over what the engine gave: every token must be the likeliest one there.
+            ids = torch.tensor([[*prompt, *output.token_ids]])
+            logits = model(ids).logits[0, len(prompt) - 1 : -1]  # (T, V)
+            assert list(output.token_ids) == logits.argmax(-1).tolist()
+            logprobs = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+            for entry, value in zip(output.logprobs, logprobs.tolist(), strict=True):
+                assert abs(entry.logprob - value) < LOGPROB_TOLERANCE
 
 
 def test_it_answers_a_question(folder):

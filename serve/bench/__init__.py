@@ -1,0 +1,1 @@
+"""A load generator for servers with an OpenAI API: `llmlab bench serve`."""
