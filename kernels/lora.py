@@ -34,28 +34,44 @@ def group_by_adapter(adapter: Tensor, num_adapters: int) -> tuple[Tensor, Tensor
 
 
 def add_lora_(
-    out: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor, rows: Tensor, starts: Tensor
+    out: Tensor,
+    x: Tensor,
+    down: Tensor,
+    up: Tensor,
+    scale: Tensor,
+    rows: Tensor,
+    starts: Tensor,
+    ranks: Tensor | None = None,
 ) -> Tensor:
     """Add to each row the product with its adapter's two matrices; sums are in float32.
 
     Args:
-        out: (N, O), contiguous, changed in place.
+        out: (N, O), changed in place; its rows are dense, and may be parts of wider ones.
         x: (N, I).
         down: (L, R, I), contiguous; adapters of a lower rank are filled up with zeros.
-        up: (L, O, R), contiguous.
+        up: (L, O, R); on a CPU best the transpose of a contiguous (L, R, O).
         scale: (L,), float32, of each product.
         rows: from `group_by_adapter`.
         starts: from `group_by_adapter`.
+        ranks: (L,), int32: the rank of each adapter, 0 for one that adds nothing; what is behind
+            it then need not be read. R for all when None.
 
     Returns:
         out.
     """
-    _add_lora(out, x, down, up, scale, rows, starts)
+    _add_lora(out, x, down, up, scale, rows, starts, ranks)
     return out
 
 
 def add_lora_twin(
-    out: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor, rows: Tensor, starts: Tensor
+    out: Tensor,
+    x: Tensor,
+    down: Tensor,
+    up: Tensor,
+    scale: Tensor,
+    rows: Tensor,
+    starts: Tensor,
+    ranks: Tensor | None = None,
 ) -> None:
     """Compute `add_lora_` in plain PyTorch, an adapter at a time."""
     bounds = starts.tolist()
@@ -68,14 +84,15 @@ def add_lora_twin(
         out[mine] = (out[mine].float() + added).to(out.dtype)
 
 
-def _fake(*_: Tensor) -> None:
+def _fake(*_: Tensor | None) -> None:
     return None
 
 
 _add_lora = define(
     "add_lora(Tensor(a!) out, Tensor x, Tensor down, Tensor up, Tensor scale, Tensor rows, "
-    "Tensor starts) -> ()",
+    "Tensor starts, Tensor? ranks) -> ()",
     twin=add_lora_twin,
     fake=_fake,
     kernel="lora_triton:add_lora",
+    native="lora_native:add_lora",
 )

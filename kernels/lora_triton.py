@@ -17,9 +17,16 @@ _SPLIT = 1024
 
 
 def add_lora(
-    out: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor, rows: Tensor, starts: Tensor
+    out: Tensor,
+    x: Tensor,
+    down: Tensor,
+    up: Tensor,
+    scale: Tensor,
+    rows: Tensor,
+    starts: Tensor,
+    ranks: Tensor | None = None,
 ) -> None:
-    """Launch; see lora.py."""
+    """Launch; see lora.py. Adapters of a lower rank are multiplied with their zeros."""
     (N, width), (L, R, _), out_width = x.shape, down.shape, out.shape[1]
     splits = triton.cdiv(width, _SPLIT)
     narrow = torch.empty(splits, N, R, dtype=torch.float32, device=x.device)
@@ -30,8 +37,8 @@ def add_lora(
         SPLIT=_SPLIT, SEARCH=search,
     )  # fmt: skip
     _expand_kernel[(tiles, triton.cdiv(out_width, _COLUMNS))](
-        narrow, up, scale, out, rows, starts, N, out_width, L, R=R, BR=BR, BM=_ROWS, BN=_COLUMNS,
-        SPLITS=splits, SEARCH=search,
+        narrow, up, scale, out, rows, starts, N, out_width, L, *up.stride(), out.stride(0),
+        R=R, BR=BR, BM=_ROWS, BN=_COLUMNS, SPLITS=splits, SEARCH=search,
     )  # fmt: skip
 
 
@@ -77,6 +84,7 @@ def _shrink_kernel(
 @triton.jit
 def _expand_kernel(
     narrow_ptr, up_ptr, scale_ptr, out_ptr, rows_ptr, starts, N, out_width, L,
+    up_adapter, up_col, up_rank, out_row,
     R: tl.constexpr, BR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr,
     SEARCH: tl.constexpr,
 ):  # fmt: skip
@@ -92,11 +100,12 @@ def _expand_kernel(
         narrow += tl.load(part, mask=inside, other=0.0)
         part += tl.cast(N, tl.int64) * R
     up = tl.load(
-        up_ptr + (adapter.to(tl.int64) * out_width + cols[None, :]) * R + ranks[:, None],
+        up_ptr + adapter.to(tl.int64) * up_adapter + cols[None, :] * up_col
+        + ranks[:, None] * up_rank,
         mask=(cols < out_width)[None, :] & (ranks < R)[:, None], other=0.0,
     )  # fmt: skip
     added = tl.dot(narrow, up.to(tl.float32), input_precision="ieee")
-    out = out_ptr + rows[:, None] * out_width + cols[None, :]
+    out = out_ptr + rows[:, None] * out_row + cols[None, :]
     inside = is_row[:, None] & (cols < out_width)[None, :]
     added = tl.load(out, mask=inside, other=0.0).to(tl.float32) + added * tl.load(
         scale_ptr + adapter

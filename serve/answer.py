@@ -67,6 +67,7 @@ class Answer:
         form: the route's words.
         model: the name the request used.
         num_prompt_tokens: length of all prompts, each counted once however many choices it has.
+        adapter: name of the adapter it asks for; None for the base model.
         client: who asks, of those the engine is fair between.
         structure: what the texts are to look like.
     """
@@ -79,10 +80,12 @@ class Answer:
         *,
         model: str,
         num_prompt_tokens: int,
+        adapter: str | None = None,
         client: str = "",
         structure: Structure | None = None,
     ) -> None:
         self._engine = engine
+        self._adapter = adapter
         self._choices = choices
         self._form = form
         self._model = model
@@ -128,7 +131,11 @@ class Answer:
     async def _run(self, is_streamed: bool) -> AsyncGenerator[tuple[int, Piece]]:
         requests = [(choice.prompt_ids, choice.params) for choice in self._choices]
         async with running_choices(
-            self._engine, requests, client=self._client, is_streamed=is_streamed
+            self._engine,
+            requests,
+            adapter=self._adapter,
+            client=self._client,
+            is_streamed=is_streamed,
         ) as deltas:
             for index, choice in enumerate(self._choices):
                 for piece in choice.opening():

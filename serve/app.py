@@ -7,6 +7,8 @@
     POST /tokenize, /detokenize
     GET  /tokenizer_info         special tokens and chat template
 
+Adapters are models of their own here: listed, and named by `model`. They are loaded and unloaded in
+adapter_routes.py.
 Not here: sockets and processes (`server.py`), what the bodies mean (`schema.py`).
 Reference: OpenAI's published API description; the last three routes follow vLLM's.
 """
@@ -14,11 +16,14 @@ Reference: OpenAI's published API description; the last three routes follow vLLM
 import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from llmlab.errors import LabError, MissingExtraError, ServerError
 from llmlab.serve import chat_completions, completions
+from llmlab.serve.adapter_routes import AdapterRoutes
 from llmlab.serve.answer import Answer
+from llmlab.serve.async_engine import AsyncEngine
 from llmlab.serve.backend import Backend
 from llmlab.serve.envelope import ApiError, handle
 from llmlab.serve.guards import LimitBody, RequireKey
@@ -42,13 +47,20 @@ _CLIENT_CLOSED = 499
 """nginx's status for a client that left; only a log ever sees it."""
 
 
-def create_app(engine: Backend, *, name: str, api_keys: Sequence[str] = ()) -> FastAPI:
+def create_app(
+    engine: Backend,
+    *,
+    name: str,
+    api_keys: Sequence[str] = (),
+    lora_root: Path | None = None,
+) -> FastAPI:
     """Return the ASGI application.
 
     Args:
         engine: runs the requests; the caller closes it.
         name: what requests call the model.
         api_keys: one of these is asked for on every route but /health; none asks for nothing.
+        lora_root: folder whose adapters may be loaded over HTTP; None refuses that.
     """
     routes = Routes(engine, name)
     # Its own pages of documentation would load scripts from the network.
@@ -63,6 +75,8 @@ def create_app(engine: Backend, *, name: str, api_keys: Sequence[str] = ()) -> F
     app.add_api_route("/tokenize", routes.tokenize, methods=["POST"])
     app.add_api_route("/detokenize", routes.detokenize, methods=["POST"])
     app.add_api_route("/tokenizer_info", routes.tokenizer_info)
+    if lora_root is not None and isinstance(engine, AsyncEngine):  # replicas have no adapters
+        AdapterRoutes(engine, name, lora_root).add_to(app)
     for kind in (LabError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, handle)
     app.add_middleware(LimitBody)
@@ -98,17 +112,18 @@ class Routes:
         )
 
     async def models(self) -> Response:
-        """List the one model."""
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        """List the model and its adapters."""
+        names = [self._name, *self._engine.adapters]
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in names]})
 
     async def model(self, name: str) -> Response:
-        """Describe the model by its name."""
-        self._check_name(name)
-        return JSONResponse(self._card())
+        """Describe the model or an adapter by its name."""
+        self._adapter(name)
+        return JSONResponse(self._card(name))
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Continue prompts."""
-        self._check_name(body.model)
+        adapter = self._adapter(body.model)
         engine = self._engine
         prompts = await asyncio.to_thread(completions.read_prompts, engine.tokenizer, body.prompt)
         choices = completions.completion_choices(
@@ -118,7 +133,8 @@ class Routes:
             engine,
             choices,
             completions.FORM,
-            model=self._name,
+            model=adapter or self._name,
+            adapter=adapter,
             num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
             client=request.state.client,
             structure=body.structure,
@@ -127,7 +143,7 @@ class Routes:
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        self._check_name(body.model)
+        adapter = self._adapter(body.model)
         engine = self._engine
         prompt_ids = await asyncio.to_thread(
             chat_completions.read_chat, engine.tokenizer, body.messages
@@ -136,7 +152,8 @@ class Routes:
             engine,
             chat_completions.chat_choices(body, prompt_ids, engine.max_model_len),
             chat_completions.FORM,
-            model=self._name,
+            model=adapter or self._name,
+            adapter=adapter,
             num_prompt_tokens=len(prompt_ids),
             client=request.state.client,
             structure=body.structure,
@@ -145,7 +162,7 @@ class Routes:
 
     async def tokenize(self, body: TokenizeRequest) -> Response:
         """Turn text into token ids; special tokens written in it are read as such."""
-        self._check_name(body.model)
+        self._adapter(body.model)
         tokenizer = self._engine.tokenizer
         ids = await asyncio.to_thread(tokenizer.encode, body.prompt, allow_special=True)
         if body.add_special_tokens:
@@ -156,7 +173,7 @@ class Routes:
 
     async def detokenize(self, body: DetokenizeRequest) -> Response:
         """Turn token ids into text."""
-        self._check_name(body.model)
+        self._adapter(body.model)
         text = await asyncio.to_thread(
             completions.decode, self._engine.tokenizer, body.tokens, param="tokens"
         )
@@ -177,23 +194,30 @@ class Routes:
     def _special(self, token_id: int | None) -> str | None:
         return None if token_id is None else self._engine.tokenizer.decode([token_id])
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, Any]:
+        parent = {} if name == self._name else {"parent": self._name}
         return {
-            "id": self._name,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "llmlab",
             "max_model_len": self._engine.max_model_len,
+            **parent,
         }
 
-    def _check_name(self, name: str | None) -> None:
-        if name is not None and name != self._name:
+    def _adapter(self, name: str | None) -> str | None:
+        """Return the adapter that a request names as its model; None for the model itself."""
+        if name is None or name == self._name:
+            return None
+        if name not in self._engine.adapters:
+            known = ", ".join(repr(each) for each in (self._name, *self._engine.adapters))
             raise ApiError(
-                f"the model {name!r} does not exist; this server has {self._name!r}",
+                f"the model {name!r} does not exist; this server has {known}",
                 param="model",
                 status=404,
                 code="model_not_found",
             )
+        return name
 
 
 async def _respond(

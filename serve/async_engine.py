@@ -81,6 +81,7 @@ class AsyncEngine:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
+        adapter: str | None = None,
         client: str = "",
         is_streamed: bool = True,
     ) -> Stream:
@@ -93,13 +94,16 @@ class AsyncEngine:
             RequestError: as `streams`.
             ServerError: the engine has stopped.
         """
-        return self.streams(prompt_ids, [params], client=client, is_streamed=is_streamed)[0]
+        return self.streams(
+            prompt_ids, [params], adapter=adapter, client=client, is_streamed=is_streamed
+        )[0]
 
     def streams(
         self,
         prompt_ids: Sequence[int],
         params: Sequence[SamplingParams],
         *,
+        adapter: str | None = None,
         client: str = "",
         is_streamed: bool = True,
     ) -> list[Stream]:
@@ -109,15 +113,17 @@ class AsyncEngine:
 
         Raises:
             RequestError: the prompt is empty, has ids outside the vocabulary, or does not fit
-                (status 400); the waiting queue is full (status 429).
+                (status 400); there is no such adapter (status 404); the waiting queue is full
+                (status 429).
             ServerError: the engine has stopped.
         """
-        self._engine.check(prompt_ids, *params)
+        self._engine.check(prompt_ids, *params, adapter=adapter)
         mailboxes = [Mailbox.here() for _ in params]
         submit = partial(
             self._engine.submit_group,
             list(prompt_ids),
             list(params),
+            adapter=adapter,
             client=client,
             is_streamed=is_streamed,
         )
@@ -133,6 +139,19 @@ class AsyncEngine:
             self._inbox.append(partial(self._start, mailboxes, submit))
             self._wake.notify()
         return [Stream(mailbox, self._abort) for mailbox in mailboxes]
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Folders of the adapters that requests may name."""
+        return self._engine.adapters
+
+    async def load_adapter(self, name: str, folder: Path | str) -> None:
+        """Load an adapter beside the running steps; raises as `Engine.load_adapter`."""
+        await asyncio.to_thread(self._engine.load_adapter, name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Refuse new requests for an adapter; raises as `Engine.unload_adapter`."""
+        self._engine.unload_adapter(name)
 
     @property
     def alive(self) -> bool:
@@ -191,7 +210,7 @@ class AsyncEngine:
     def _start(self, mailboxes: list[Mailbox], submit: Callable[[], list[int]]) -> None:
         try:
             numbers = submit()
-        except LabError as error:  # about a grammar; the rest was checked when they were queued
+        except LabError as error:  # a grammar, or an adapter that went since they were queued
             last = ServerError(str(error))
             if isinstance(error, RequestError):
                 last = Delta(finish_reason="abort", error=error)

@@ -4,7 +4,8 @@ Two have it: `AsyncEngine`, on a thread of this process, and `ReplicaEngine`, in
 own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from llmlab.serve.deltas import EngineStats
@@ -21,6 +22,11 @@ class Backend(Protocol):
     tokenizer: Tokenizer
     max_model_len: int
     """Most tokens of prompt and answer together."""
+
+    @property
+    def adapters(self) -> Mapping[str, Path]:
+        """Folders of the adapters that requests may name."""
+        ...
 
     @property
     def alive(self) -> bool:
@@ -45,6 +51,7 @@ class Backend(Protocol):
         prompt_ids: Sequence[int],
         params: Sequence[SamplingParams],
         *,
+        adapter: str | None = None,
         client: str = "",
         is_streamed: bool = True,
     ) -> list[Stream]:
@@ -53,6 +60,7 @@ class Backend(Protocol):
         Args:
             prompt_ids: the prompt of all.
             params: how each is sampled.
+            adapter: name of a loaded adapter; None for the base model.
             client: who asks, of those the engine is fair between.
             is_streamed: whether someone reads the tokens as they come.
 

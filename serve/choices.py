@@ -52,6 +52,7 @@ async def running_choices(
     engine: Backend,
     requests: Sequence[tuple[Sequence[int], SamplingParams]],
     *,
+    adapter: str | None = None,
     client: str = "",
     is_streamed: bool = True,
 ) -> AsyncIterator[Deltas]:
@@ -60,6 +61,7 @@ async def running_choices(
     Args:
         engine: where they run.
         requests: prompts and how they are sampled; the prompt of neighbours is computed once.
+        adapter: name of a loaded adapter; None for the base model.
         client: who asks, of those the engine is fair between.
         is_streamed: whether the deltas are passed on as they come.
 
@@ -81,7 +83,9 @@ async def running_choices(
     streams: list[Stream] = []
     try:
         for prompt_ids, params in _by_prompt(requests):
-            streams += engine.streams(prompt_ids, params, client=client, is_streamed=is_streamed)
+            streams += engine.streams(
+                prompt_ids, params, adapter=adapter, client=client, is_streamed=is_streamed
+            )
         async with aclosing(_merged(streams)) as deltas:
             yield deltas
     finally:

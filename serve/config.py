@@ -57,6 +57,16 @@ class ServeConfig:
     replicas: int = 1
     """Processes that run the model, each with weights, cache and limits of its own; more than one
     need the extra `ray`."""
+    adapter: tuple[str, ...] = ()
+    """LoRA adapters in PEFT's format, NAME=DIR each; requests choose one by `model: NAME`."""
+    max_loras: int = 0
+    """Most adapters loaded at a time; at least as many as `adapter` names."""
+    max_lora_rank: int = 64
+    """Largest rank of an adapter."""
+    lora_memory_mb: int = 512
+    """Most memory of adapters in MB (1e6 bytes)."""
+    lora_root: Path | None = None
+    """Folder whose adapters may be loaded and unloaded over HTTP; not at all when left out."""
     api_key_file: Path | None = None
     """File with one API key a line; every route but /health then asks for one of them."""
     shutdown_timeout_s: int = 5
@@ -69,8 +79,32 @@ class ServeConfig:
             )
         if self.replicas < 1:
             raise ConfigError(f"replicas={self.replicas} must be at least 1")
+        if self.replicas > 1 and (self.adapter or self.lora_root is not None):
+            raise ConfigError(
+                f"replicas={self.replicas} with adapters; replicas have none: use one process, or "
+                "merge the adapter into the model"
+            )
         if self.shutdown_timeout_s < 0:
             raise ConfigError(f"shutdown_timeout_s={self.shutdown_timeout_s} must be at least 0")
+        if self.served_name in self.adapters:
+            raise ConfigError(
+                f"adapter {self.served_name!r} has the name of the model; choose another"
+            )
+        if self.lora_root is not None and not self.engine.num_lora_slots:
+            raise ConfigError(
+                f"lora_root={self.lora_root} has room for no adapter; set max_loras, such as 4"
+            )
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """The folders of `adapter` by name."""
+        found: dict[str, Path] = {}
+        for entry in self.adapter:
+            name, _, folder = entry.partition("=")
+            if not name or not folder or name in found:
+                raise ConfigError(f"adapter={entry!r} is not NAME=DIR, with a name of its own")
+            found[name] = Path(folder)
+        return found
 
     @property
     def served_name(self) -> str:
@@ -97,6 +131,10 @@ class ServeConfig:
             prefix_cache=self.prefix_cache,
             itl_ratio=self.itl_ratio,
             tensor_parallel=self.tensor_parallel,
+            adapters=self.adapters,
+            max_loras=self.max_loras,
+            max_lora_rank=self.max_lora_rank,
+            lora_memory_mb=self.lora_memory_mb,
         )
 
 

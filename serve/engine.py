@@ -1,11 +1,10 @@
 """The engine: takes requests, runs steps, gives back deltas. Offline use is `Engine.generate`.
 
-Not here: when a sequence runs (scheduler.py), what a request says (request.py), tensors
-(runner.py), threads (async_engine.py).
+Not here: when a sequence runs (scheduler.py), what a request says (request.py), what is refused
+(admission.py), tensors (runner.py), threads (async_engine.py).
 Reads a model folder.
 """
 
-import secrets
 import time
 from collections import abc
 from pathlib import Path
@@ -14,14 +13,17 @@ from typing import Self
 from llmlab.errors import ConfigError
 from llmlab.hardware import pick_device, pick_dtype
 from llmlab.model import ModelConfig, load_config
+from llmlab.serve.adapters import AdapterHold, wanted
 from llmlab.serve.deltas import Delta, EngineStats, Output
 from llmlab.serve.draft_model import DraftModel
+from llmlab.serve.drafting import Drafting
 from llmlab.serve.grammar.compiler import GrammarCompiler
 from llmlab.serve.grammar.spec import GrammarSpec
 from llmlab.serve.grammar.state import GrammarState
 from llmlab.serve.limits import Limits
 from llmlab.serve.loading import load_runner
 from llmlab.serve.next_tokens import Computed
+from llmlab.serve.offline import Collector
 from llmlab.serve.pace import Pace
 from llmlab.serve.pages import PagePool
 from llmlab.serve.params import EngineConfig, SamplingParams
@@ -30,7 +32,6 @@ from llmlab.serve.request import Request
 from llmlab.serve.scheduler import Scheduler
 from llmlab.serve.sequence import Sequence, Slice, Step
 from llmlab.serve.sizes import context_len, num_pages_for
-from llmlab.serve.speculation import StepCost, draft_lens
 
 
 class Engine:
@@ -40,15 +41,17 @@ class Engine:
             for output in engine.generate(["Once upon"], SamplingParams(max_tokens=32)):
                 ...
 
-    One thread at a time may use it; only `check`, `stats` and `grammars` may be used by others.
+    One thread at a time may use it; only `check`, `stats`, `grammars` and what concerns adapters
+    may be used by others.
 
     Args:
         model: a model folder, or an `EngineConfig` that names one.
 
     Raises:
         ModelError: the folder is no model folder.
-        ConfigError: the context is longer than the model's, the cache would hold no page, or the
-            device is not there; or it does not divide among the processes.
+        ConfigError: the context is longer than the model's, the cache would hold no page, adapters
+            would take more than their memory, or the device is not there; or it does not divide
+            among the processes.
         ServerError: one of several processes could not start.
     """
 
@@ -63,7 +66,7 @@ class Engine:
         num_pages = config.num_pages or num_pages_for(config, self.model_config, dtype, max_len)
         self.max_model_len: int = min(max_len, num_pages * config.page_len)
         """Most tokens of prompt and answer together."""
-        self._runner, self.tokenizer = load_runner(
+        self._runner, self.tokenizer, self._adapters = load_runner(
             config,
             self.model_config,
             device=device,
@@ -71,14 +74,15 @@ class Engine:
             num_pages=num_pages,
             max_len=self.max_model_len,
         )
+        for name, folder in config.adapters.items():
+            self.load_adapter(name, folder)
         self._limits = Limits(self.tokenizer.vocab_size, self.max_model_len)
         self._stop_ids = self.tokenizer.stop_token_ids.union(self.model_config.eos_token_ids)
         self.grammars = GrammarCompiler(self.tokenizer, stop_ids=self.model_config.eos_token_ids)
         """Compiles what requests ask for; any thread may use it."""
-        self._cost = StepCost()
-        self._draft_model = None
+        draft_model = None
         if config.speculate == "draft":
-            self._draft_model = DraftModel(
+            draft_model = DraftModel(
                 config,
                 self.tokenizer,
                 device=device,
@@ -94,8 +98,9 @@ class Engine:
             max_running=config.max_running,
             pace=self._pace,
         )
+        self._drafting = Drafting(config, draft_model, self._scheduler.room_for_draft)
         self._requests: dict[int, Request] = {}
-        self._collected: dict[int, list[tuple[float, Delta]]] = {}
+        self._collector = Collector()
         self._num_requests = self._num_prompt = self._num_generated = self._num_steps = 0
         self._num_drafted = self._num_right = 0
 
@@ -116,80 +121,106 @@ class Engine:
         self,
         prompts: abc.Sequence[str | abc.Sequence[int]],
         params: SamplingParams | abc.Sequence[SamplingParams],
+        *,
+        adapter: str | abc.Sequence[str | None] | None = None,
     ) -> abc.Generator[Output, None, None]:
         """Generate for all prompts together; outputs come in the order of the prompts.
 
         Args:
             prompts: texts (the tokenizer's `bos_ids` are put in front) or token ids as they are.
             params: one for all, or one for each prompt.
+            adapter: name of a loaded adapter, None for the base model; one for all, or one each.
 
         Raises:
-            RequestError: a prompt is empty or does not fit the context; nothing is generated.
+            RequestError: a prompt is empty or does not fit the context, or there is no such
+                adapter; nothing is generated.
         """
         every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        if len(every) != len(prompts):
-            raise ConfigError(
-                f"{len(every)} params for {len(prompts)} prompts; pass one for all or one for each"
-            )
+        is_one = adapter is None or isinstance(adapter, str)
+        names = [adapter] * len(prompts) if is_one else list(adapter)
+        for what, own in (("params", every), ("adapters", names)):
+            if len(own) != len(prompts):
+                raise ConfigError(
+                    f"{len(own)} {what} for {len(prompts)} prompts; pass one for all or one for "
+                    "each"
+                )
         ids = [self.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-        for prompt_ids, own in zip(ids, every, strict=True):
-            self.check(prompt_ids, own)
-        return self._generate(ids, every)
+        for prompt_ids, own, name in zip(ids, every, names, strict=True):
+            self.check(prompt_ids, own, adapter=name)
+        return self._generate(ids, every, names)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a prompt: what every prompt starts with, then the text's."""
         return [*self.tokenizer.bos_ids, *self.tokenizer.encode(text)]
 
     def _generate(
-        self, prompts: list[abc.Sequence[int]], params: list[SamplingParams]
+        self,
+        prompts: list[abc.Sequence[int]],
+        params: list[SamplingParams],
+        adapters: list[str | None],
     ) -> abc.Generator[Output, None, None]:
         start = time.monotonic()
-        # Nobody reads these as they come: prompts are read as fast as the machine can.
-        numbers = [
-            self.submit(prompt_ids, own, is_streamed=False)
-            for prompt_ids, own in zip(prompts, params, strict=True)
-        ]
-        self._collected.update({number: [] for number in numbers})
+        numbers: list[int] = []
         try:
-            for number, prompt_ids in zip(numbers, prompts, strict=True):
-                while number in self._requests:
-                    self._collect()
-                timed = self._collected.pop(number)
-                first = next((at for at, delta in timed if delta.token_ids), None)
-                yield Output.from_deltas(
-                    prompt_ids,
-                    [delta for _, delta in timed],
-                    first_token_s=None if first is None else first - start,
-                    total_s=timed[-1][0] - start,
-                )
+            for prompt_ids, own, name in zip(prompts, params, adapters, strict=True):
+                # Nobody reads these as they come: prompts are read as fast as the machine can.
+                numbers.append(self.submit(prompt_ids, own, adapter=name, is_streamed=False))
+            yield from self._collector.outputs(
+                numbers, prompts, step=self.step, running=self._requests, start=start
+            )
         finally:
             for number in numbers:
-                self._collected.pop(number, None)
                 self.abort(number)
 
-    def _collect(self) -> None:
-        for number, delta in self.step():
-            if number in self._collected:
-                self._collected[number].append((time.monotonic(), delta))
-
-    def check(self, prompt_ids: abc.Sequence[int], *params: SamplingParams) -> None:
+    def check(
+        self,
+        prompt_ids: abc.Sequence[int],
+        *params: SamplingParams,
+        adapter: str | None = None,
+    ) -> None:
         """Refuse what this model can never do; safe to call from any thread.
 
         Args:
             prompt_ids: a prompt.
             params: how it is to be sampled, once or several times.
+            adapter: name of a loaded adapter; None for the base model.
 
         Raises:
             RequestError: the prompt is empty, has ids outside the vocabulary, or leaves no room
-                for `max_tokens`; `.param` names the field at fault.
+                for `max_tokens`, or there is no such adapter; `.param` names the field at fault.
         """
+        if adapter is not None:
+            wanted(self._adapters).check(adapter)
         self._limits.check(prompt_ids, *params)
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Folders of the adapters that requests may name."""
+        return {} if self._adapters is None else self._adapters.names
+
+    def load_adapter(self, name: str, folder: Path | str) -> None:
+        """Load an adapter while requests run; when it cannot be loaded, nothing has changed.
+
+        Raises:
+            ConfigError: the name is taken or no name, or `max_loras` adapters are loaded.
+            ModelError: the folder is no adapter for this model, or one of too high a rank.
+        """
+        wanted(self._adapters).load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Refuse new requests for an adapter; it goes when the last one that has it has ended.
+
+        Raises:
+            RequestError: there is none of this name.
+        """
+        wanted(self._adapters).unload(name)
 
     def submit(
         self,
         prompt_ids: abc.Sequence[int],
         params: SamplingParams,
         *,
+        adapter: str | None = None,
         client: str = "",
         is_streamed: bool = True,
     ) -> int:
@@ -198,6 +229,7 @@ class Engine:
         Args:
             prompt_ids: the prompt.
             params: how it is sampled.
+            adapter: name of a loaded adapter; None for the base model.
             client: who asks; among requests of one priority, the client that had the least
                 service goes first.
             is_streamed: whether someone reads the tokens as they come; the prompts of others then
@@ -206,13 +238,16 @@ class Engine:
         Raises:
             RequestError: as `check`, or its grammar does not compile.
         """
-        return self.submit_group(prompt_ids, [params], client=client, is_streamed=is_streamed)[0]
+        return self.submit_group(
+            prompt_ids, [params], adapter=adapter, client=client, is_streamed=is_streamed
+        )[0]
 
     def submit_group(
         self,
         prompt_ids: abc.Sequence[int],
         params: abc.Sequence[SamplingParams],
         *,
+        adapter: str | None = None,
         client: str = "",
         is_streamed: bool = True,
     ) -> list[int]:
@@ -224,16 +259,30 @@ class Engine:
         Args:
             prompt_ids: the prompt of all.
             params: how each is sampled; at least one.
+            adapter: that of all; None for the base model.
             client: who asks.
             is_streamed: as for `submit`.
 
         Raises:
             RequestError: as `check`, or a grammar does not compile; nothing is queued.
         """
-        self.check(prompt_ids, *params)
+        self.check(prompt_ids, *params, adapter=adapter)
         grammars = self._states([own.grammar for own in params])
+        hold = None
+        if adapter is not None:
+            hold = AdapterHold(wanted(self._adapters), adapter, len(params))
         seqs = [
-            self._new_sequence(number, prompt_ids, own, grammar, client, is_streamed)
+            Sequence.of(
+                number,
+                prompt_ids,
+                own,
+                max_model_len=self.max_model_len,
+                model_stop_ids=self._stop_ids,
+                grammar=grammar,
+                adapter=None if hold is None else hold.key,
+                client=client,
+                is_streamed=is_streamed,
+            )
             for number, (own, grammar) in enumerate(
                 zip(params, grammars, strict=True), self._num_requests
             )
@@ -244,7 +293,7 @@ class Engine:
         else:
             for seq in seqs:
                 self._scheduler.add(seq)
-        self._requests.update({seq.number: Request(seq, self.tokenizer) for seq in seqs})
+        self._requests.update({seq.number: Request(seq, self.tokenizer, hold) for seq in seqs})
         self._num_requests += len(seqs)
         self._num_prompt += len(prompt_ids)
         return [seq.number for seq in seqs]
@@ -254,39 +303,14 @@ class Engine:
         compiled = {spec: self.grammars.compile(spec) for spec in {*specs} if spec is not None}
         return [None if spec is None else compiled[spec].state() for spec in specs]
 
-    def _new_sequence(
-        self,
-        number: int,
-        prompt_ids: abc.Sequence[int],
-        params: SamplingParams,
-        grammar: GrammarState | None,
-        client: str,
-        is_streamed: bool,
-    ) -> Sequence:
-        num_prompt = len(prompt_ids)
-        own_stops = frozenset() if params.ignore_eos else self._stop_ids
-        return Sequence(
-            number=number,
-            prompt_len=num_prompt,
-            token_ids=list(prompt_ids),
-            params=params,
-            max_len=self.max_model_len
-            if params.max_tokens is None
-            else num_prompt + params.max_tokens,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
-            stop_ids=own_stops.union(params.stop_token_ids),
-            grammar=grammar,
-            client=client,
-            is_streamed=is_streamed,
-        )
-
     def step(self) -> list[tuple[int, Delta]]:
         """Run one forward pass; return what it added, by request number.
 
         A step that only reads parts of prompts adds nothing; so does one without work.
         """
         if self.config.speculate != "none":
-            self._draft()
+            decoding = [seq for seq in self._scheduler.running if seq.num_pending == 1]
+            self._drafting.draft([self._requests[seq.number] for seq in decoding])
         step = self._scheduler.schedule()
         if not step.slices:
             return []
@@ -310,34 +334,10 @@ class Engine:
         results = self._runner.run(step.slices)
         seconds = time.perf_counter() - start
         if not step.num_prompt_tokens:
-            self._cost.observe(step.num_decode_tokens, seconds)
+            self._drafting.cost.observe(step.num_decode_tokens, seconds)
         if self._pace is not None:
             self._pace.observe(step.num_decode_tokens, step.num_prompt_tokens, seconds)
         return results
-
-    def _draft(self) -> None:
-        """Guess what comes next in the sequences that decode, as far as guessing pays."""
-        seqs = [seq for seq in self._scheduler.running if seq.num_pending == 1]
-        requests = [self._requests[seq.number] for seq in seqs]
-        most = [min(self.config.draft_len, seq.max_len - len(seq.token_ids) - 1) for seq in seqs]
-        guesses: list[list[int]] = []
-        if self._draft_model is None:
-            pairs = zip(requests, most, strict=True)
-            guesses = [
-                request.guesses.guess(request.seq.token_ids, count) for request, count in pairs
-            ]
-            most = [len(guess) for guess in guesses]
-        lens = most
-        if self.config.adapt_drafts:
-            guess_s = 0.0 if self._draft_model is None else self._draft_model.token_s
-            chances = [request.chance.value for request in requests]
-            lens = draft_lens(chances, most, len(seqs), self._cost, guess_s=guess_s)
-        if self._draft_model is not None:
-            room = self._scheduler.room_for_draft
-            lens = [room(seq, count) for seq, count in zip(seqs, lens, strict=True)]
-            guesses = self._draft_model.guess(seqs, lens)
-        for seq, guess, length in zip(seqs, guesses, lens, strict=True):
-            seq.draft = tuple(guess[:length])
 
     def abort(self, number: int) -> None:
         """Forget a request and free its pages; one that is finished is no error."""
@@ -379,4 +379,7 @@ class Engine:
             self._scheduler.drafted(part.seq, num_right)
 
     def _forget(self, number: int) -> None:
-        self._scheduler.remove(self._requests.pop(number).seq)
+        request = self._requests.pop(number)
+        self._scheduler.remove(request.seq)
+        if request.hold is not None:
+            request.hold.drop()

@@ -9,6 +9,7 @@ import torch
 
 from llmlab.model import ModelConfig, load_model
 from llmlab.model.sharding import Share, check_shares
+from llmlab.serve.adapters import AdapterStore
 from llmlab.serve.params import EngineConfig
 from llmlab.serve.rank_worker import RankSettings
 from llmlab.serve.runner import Runner
@@ -24,7 +25,7 @@ def load_runner(
     dtype: str,
     num_pages: int,
     max_len: int,
-) -> tuple[Runner, Tokenizer]:
+) -> tuple[Runner, Tokenizer, AdapterStore | None]:
     """Load a model folder, ready to run steps.
 
     Args:
@@ -36,11 +37,13 @@ def load_runner(
         max_len: most tokens of a sequence.
 
     Returns:
-        The runner, whose `close` ends the other processes, and the folder's tokenizer.
+        The runner, whose `close` ends the other processes, the folder's tokenizer, and the store
+        of the adapters that sequences may have; None when they may have none.
 
     Raises:
         ModelError: the model cannot be loaded.
-        ConfigError: it does not divide among the processes, or there are too few GPUs.
+        ConfigError: it does not divide among the processes, there are too few GPUs, or adapters
+            would take more than their memory.
         ServerError: a process could not start.
     """
     size = config.tensor_parallel
@@ -54,7 +57,8 @@ def load_runner(
     )
     if size == 1:
         model, tokenizer = load_model(config.model, dtype=dtype, device=device)
-        return new_runner(model, tokenizer), tokenizer
+        adapters = AdapterStore.of(config, model)  # while the model's weights are as stored
+        return new_runner(model, tokenizer, adapters=adapters), tokenizer, adapters
     check_shares(model_config, size)  # before any process is started for nothing
     settings = RankSettings(
         rank=0,
@@ -77,4 +81,4 @@ def load_runner(
     except BaseException:
         workers.close()
         raise
-    return runner, tokenizer
+    return runner, tokenizer, None

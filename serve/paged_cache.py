@@ -4,7 +4,6 @@ The tokens of all slices of a step lie packed in one row of the model; attention
 pages. Not here: who owns which page (pages.py), the model (runner.py).
 """
 
-import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -14,6 +13,9 @@ from torch import Tensor
 
 from llmlab.kernels.paged_attention import paged_attention, write_kv
 from llmlab.model import Attend, ModelConfig
+from llmlab.serve.adapters import AdapterStore
+from llmlab.serve.lora_slots import LoraRows
+from llmlab.serve.memory import lazy_zeros
 from llmlab.serve.sequence import Slice
 
 
@@ -42,10 +44,10 @@ class PagedCache:
         self.page_len = page_len
         self.device = device
         shape = (num_pages * page_len, 2, config.num_key_value_heads, config.head_dim)
-        self._layers = [_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+        self._layers = [lazy_zeros(shape, dtype, device) for _ in range(config.num_hidden_layers)]
         self._scales: list[Tensor | None] = [None] * len(self._layers)
         if dtype == torch.int8:
-            self._scales = [_zeros(shape[:3], torch.float32, device) for _ in self._layers]
+            self._scales = [lazy_zeros(shape[:3], torch.float32, device) for _ in self._layers]
 
     def attend(self, inputs: "StepInputs") -> Attend:
         """Return what stores a step's keys and values in their pages and attends to these."""
@@ -83,9 +85,21 @@ class StepInputs:
         num_seqs: S, sequences.
         most_pages: widest row of the page table.
         cache: where keys and values lie.
+        adapters: those that sequences of the step have; None when none has one.
     """
 
-    def __init__(self, num_tokens: int, num_seqs: int, most_pages: int, cache: PagedCache) -> None:
+    def __init__(
+        self,
+        num_tokens: int,
+        num_seqs: int,
+        most_pages: int,
+        cache: PagedCache,
+        adapters: AdapterStore | None = None,
+    ) -> None:
+        self._adapters = adapters
+        self.lora = None  # which tokens have which adapter
+        if adapters is not None:
+            self.lora = LoraRows(num_tokens, adapters.num_slots, cache.device)
         self._page_len, self._device = cache.page_len, cache.device
         self._long = np.zeros((3, num_tokens), dtype=np.int64)
         self._short = np.zeros(2 * num_seqs + 1 + num_seqs * most_pages, dtype=np.int32)
@@ -103,10 +117,13 @@ class StepInputs:
         self._table = self._short[2 * num_seqs + 1 :].reshape(num_seqs, most_pages)
 
     @classmethod
-    def of(cls, slices: list[Slice], cache: PagedCache) -> "StepInputs":
+    def of(
+        cls, slices: list[Slice], cache: PagedCache, adapters: AdapterStore | None = None
+    ) -> "StepInputs":
         """Return the inputs of a step, of just its size."""
         most_pages = max(-(-part.reach // cache.page_len) for part in slices)
-        inputs = cls(sum(part.num_tokens for part in slices), len(slices), most_pages, cache)
+        num_tokens = sum(part.num_tokens for part in slices)
+        inputs = cls(num_tokens, len(slices), most_pages, cache, adapters)
         inputs.fill(slices)
         return inputs
 
@@ -125,16 +142,9 @@ class StepInputs:
             at = end
         self._short[:S] = [part.reach for part in slices]
         self._short[S : 2 * S + 1] = [0, *accumulate(part.num_tokens for part in slices)]
+        if self._adapters is not None and self.lora is not None:
+            slots = [self._adapters.slot_of(part.seq.adapter) for part in slices]
+            self.lora.fill(np.repeat(slots, [part.num_tokens for part in slices]))
         if self._device.type != "cpu":
             for host, own in zip(self._on_host, self.tensors, strict=True):
                 own.copy_(host)
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return zeros that take memory on a CPU only where they are written to, unlike torch's."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes, line = math.prod(shape) * dtype.itemsize, 64  # a cache line of the processor
-    memory = np.zeros(num_bytes + line, dtype=np.uint8)
-    start = -memory.ctypes.data % line
-    return torch.from_numpy(memory[start : start + num_bytes]).view(dtype).view(shape)

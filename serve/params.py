@@ -184,6 +184,14 @@ class EngineConfig:
     would take without, above 1; None reads as much as fits `max_batch_tokens`."""
     tensor_parallel: int = 1
     """Processes, on CPUs or a GPU each, that compute the model together, a share each."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """LoRA adapters to load at the start: folders in PEFT's format by the name requests use."""
+    max_loras: int = 0
+    """Most adapters loaded at a time; at least as many as `adapters` has."""
+    max_lora_rank: int = 64
+    """Largest rank of an adapter."""
+    lora_memory_mb: int = 512
+    """Most memory of adapters in MB (1e6 bytes)."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -193,6 +201,8 @@ class EngineConfig:
             "max_waiting",
             "draft_len",
             "tensor_parallel",
+            "max_lora_rank",
+            "lora_memory_mb",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
@@ -209,17 +219,35 @@ class EngineConfig:
                 f"speculate={self.speculate} with draft_model={self.draft_model}; a draft model "
                 "needs speculate=draft, and the other way round"
             )
-        if self.draft_model is not None and self.tensor_parallel > 1:
-            raise ConfigError(
-                f"draft_model={self.draft_model} with tensor_parallel={self.tensor_parallel}; a "
-                "draft model runs in one process: use speculate=ngram, or one process"
-            )
         if self.max_batch_tokens <= self.max_running:
             raise ConfigError(
                 f"max_batch_tokens={self.max_batch_tokens} must be above "
                 f"max_running={self.max_running}: every running request decodes one token a step "
                 "and a prompt needs room beside them"
             )
+        if self.max_loras < 0:
+            raise ConfigError(f"max_loras={self.max_loras} must be at least 0")
+        if self.tensor_parallel > 1:
+            self._check_processes()
+
+    def _check_processes(self) -> None:
+        """Refuse what runs in one process only."""
+        if self.draft_model is not None:
+            raise ConfigError(
+                f"draft_model={self.draft_model} with tensor_parallel={self.tensor_parallel}; a "
+                "draft model runs in one process: use speculate=ngram, or one process"
+            )
+        if self.num_lora_slots:
+            raise ConfigError(
+                f"{self.num_lora_slots} adapters with tensor_parallel={self.tensor_parallel}; "
+                "adapters run in one process: use tensor_parallel=1, or merge one into the model "
+                "(llmlab merge) and serve that"
+            )
+
+    @property
+    def num_lora_slots(self) -> int:
+        """Adapters there is room for; without any, nothing is spent on them."""
+        return max(self.max_loras, len(self.adapters))
 
 
 def _is_whole(value: Any) -> bool:

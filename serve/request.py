@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llmlab.errors import RequestError
+from llmlab.serve.adapters import AdapterHold
 from llmlab.serve.deltas import Delta, FinishReason, TokenLogprob
 from llmlab.serve.detokenize import TextStream
 from llmlab.serve.next_tokens import Computed
@@ -23,10 +24,14 @@ class Request:
     Args:
         seq: its tokens.
         tokenizer: gives tokens their text.
+        hold: on its adapter, which it shares with those that came with it; None without one.
     """
 
-    def __init__(self, seq: Sequence, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, seq: Sequence, tokenizer: Tokenizer, hold: AdapterHold | None = None
+    ) -> None:
         self.seq = seq
+        self.hold = hold
         self.guesses = NgramIndex()
         """Of what may come next."""
         self.chance = Chance()

@@ -18,6 +18,7 @@ from llmlab.kernels.packed_linear import Scheme
 from llmlab.model import LanguageModel
 from llmlab.model.fused import fuse_
 from llmlab.model.sharding import sum_shares_
+from llmlab.serve.adapters import AdapterStore
 from llmlab.serve.deltas import TokenLogprob
 from llmlab.serve.next_tokens import Computed, NextTokens
 from llmlab.serve.paged_cache import PagedCache, StepInputs
@@ -40,6 +41,7 @@ class Runner:
         scheme: how weights are kept on a CPU.
         has_int8_kv: whether keys and values are kept as int8.
         ranks: the processes that hold the other shares of the model, if it is one.
+        adapters: those that sequences may have; None when they may have none.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Runner:
         scheme: Scheme = "stored",
         has_int8_kv: bool = False,
         ranks: Ranks | None = None,
+        adapters: AdapterStore | None = None,
     ) -> None:
         weight = model.head_weight()
         device, dtype = weight.device, weight.dtype
@@ -66,7 +69,12 @@ class Runner:
             device=device,
         )
         self._model = model
-        self._logits = fuse_(model, scheme=scheme, max_len=self._max_len)
+        self._logits = fuse_(
+            model, scheme=scheme, max_len=self._max_len, gate_inside=adapters is None
+        )
+        self._adapters = adapters
+        if adapters is not None:
+            adapters.slots.adapt_(model)
         self._ranks = ranks
         # What goes between processes is no part of a tape.
         self._tapes = Tapes(self._states, self._cache, self._max_len) if ranks is None else None
@@ -85,9 +93,11 @@ class Runner:
     def run(self, slices: list[Slice]) -> list[Computed]:
         """Compute `slices`; results come in their order."""
         with serving(), nullcontext() if self._ranks is None else self._ranks.whole_or_over():
-            states = None if self._tapes is None else self._tapes.run(slices)  # (N, E)
+            has_adapter = any(part.seq.adapter is not None for part in slices)
+            adapters = self._adapters if has_adapter else None
+            states = None if self._tapes is None else self._tapes.run(slices, adapters)  # (N, E)
             if states is None:
-                states = self._states(StepInputs.of(slices, self._cache))
+                states = self._states(StepInputs.of(slices, self._cache, adapters))
             ends = [*accumulate(part.num_tokens for part in slices)]
             rows = [
                 row
@@ -115,6 +125,8 @@ class Runner:
     def _states(self, inputs: StepInputs) -> Tensor:
         if self._ranks is not None:
             self._ranks.step(inputs)
+        if self._adapters is not None:
+            self._adapters.slots.rows = inputs.lora
         attend = self._cache.attend(inputs)
         return self._model.hidden(inputs.token_ids, inputs.positions, attend)[0]  # (N, E)
 

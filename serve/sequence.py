@@ -3,7 +3,10 @@
 Not here: its text (detokenize.py), who asked for it (engine.py).
 """
 
+import secrets
+from collections import abc
 from dataclasses import dataclass, field
+from typing import Self
 
 from llmlab.serve.grammar.state import GrammarState
 from llmlab.serve.params import SamplingParams
@@ -37,7 +40,7 @@ class Sequence:
     client: str = ""
     """Who asked for it; the engine is fair between clients."""
     adapter: str | None = None
-    """The adapter it runs with; what one computed is of no use to another."""
+    """What keeps its keys and values apart from those of others: the adapter that computes them."""
     is_streamed: bool = True
     """Someone reads its tokens as they come, so prompts must not hold them up."""
     num_computed: int = 0
@@ -61,6 +64,49 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.level = self.params.priority
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        prompt_ids: abc.Sequence[int],
+        params: SamplingParams,
+        *,
+        max_model_len: int,
+        model_stop_ids: frozenset[int],
+        grammar: GrammarState | None,
+        adapter: str | None,
+        client: str,
+        is_streamed: bool,
+    ) -> Self:
+        """Return the sequence of a new request.
+
+        Args:
+            number: its identity.
+            prompt_ids: its prompt.
+            params: say when it ends and what its random numbers come from.
+            max_model_len: most tokens of prompt and answer together.
+            model_stop_ids: token ids that end it unless it ignores them.
+            grammar: the field, as the next three.
+            adapter: its key.
+            client: who asks.
+            is_streamed: whether someone reads along.
+        """
+        num_prompt, most = len(prompt_ids), params.max_tokens
+        own_stops = frozenset() if params.ignore_eos else model_stop_ids
+        return cls(
+            number=number,
+            prompt_len=num_prompt,
+            token_ids=list(prompt_ids),
+            params=params,
+            max_len=max_model_len if most is None else num_prompt + most,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            stop_ids=own_stops.union(params.stop_token_ids),
+            grammar=grammar,
+            client=client,
+            adapter=adapter,
+            is_streamed=is_streamed,
+        )
 
     @property
     def root(self) -> Parent:

@@ -109,7 +109,10 @@ class _Server(uvicorn.Server):
 def _loaded(config: ServeConfig) -> Iterator[tuple[ASGIApp, socket.socket, Backend]]:
     api_keys = read_api_keys(config.api_key_file) if config.api_key_file else ()
     with listen(config.host, config.port) as listener, _engine(config) as engine:
-        yield create_app(engine, name=config.served_name, api_keys=api_keys), listener, engine
+        app = create_app(
+            engine, name=config.served_name, api_keys=api_keys, lora_root=config.lora_root
+        )
+        yield app, listener, engine
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from llmlab.kernels.tape import NotRecordable, Tape, TapeMemory, record
+from llmlab.serve.adapters import AdapterStore
 from llmlab.serve.paged_cache import PagedCache, StepInputs
 from llmlab.serve.sequence import Slice
 
@@ -43,26 +44,32 @@ class Tapes:
         self._compute = compute
         self._cache = cache
         self._most_pages = -(-max_len // cache.page_len)
-        self._recorded: OrderedDict[tuple[int, int], _Recorded] = OrderedDict()
+        self._recorded: OrderedDict[tuple[int, int, bool], _Recorded] = OrderedDict()
         self._memory = TapeMemory()  # for all, as steps never overlap
         self._can_record = cache.device.type == "cpu"
 
-    def run(self, slices: list[Slice]) -> Tensor | None:
-        """Compute a step: states (N, E), good until the next step; None for one too long."""
+    def run(self, slices: list[Slice], adapters: AdapterStore | None = None) -> Tensor | None:
+        """Compute a step: states (N, E), good until the next step; None for one too long.
+
+        Steps without an adapter have tapes of their own, so that they pay nothing for adapters.
+        """
         num_tokens = sum(part.num_tokens for part in slices)
         if not self._can_record or num_tokens > _MOST_TOKENS:
             return None
-        size = (num_tokens, len(slices))
+        size = (num_tokens, len(slices), adapters is not None)
         known = self._recorded.get(size)
         if known is None:
-            return self._record(size, slices)
+            return self._record(size, slices, adapters)
         self._recorded.move_to_end(size)
         known.inputs.fill(slices)
         known.tape.run()
         return known.states
 
-    def _record(self, size: tuple[int, int], slices: list[Slice]) -> Tensor | None:
-        inputs = StepInputs(*size, self._most_pages, self._cache)
+    def _record(
+        self, size: tuple[int, int, bool], slices: list[Slice], adapters: AdapterStore | None
+    ) -> Tensor | None:
+        num_tokens, num_seqs, _ = size
+        inputs = StepInputs(num_tokens, num_seqs, self._most_pages, self._cache, adapters)
         inputs.fill(slices)
         try:
             tape, states = record(lambda: self._compute(inputs), self._memory)

@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmlab.finetune.adapter import base_fingerprint, load_adapter, save_adapter
+    from llmlab.finetune.adapter import load_adapter, save_adapter
     from llmlab.finetune.config import FinetuneConfig, LoraConfig, MergeConfig
     from llmlab.finetune.lora import add_lora, merge_lora
     from llmlab.finetune.merging import merge
     from llmlab.finetune.run import FinetuneResult, finetune
+    from llmlab.model.adapter_folder import base_fingerprint
 
 _HOMES = {
     "FinetuneConfig": "llmlab.finetune.config",
@@ -19,7 +20,7 @@ _HOMES = {
     "LoraConfig": "llmlab.finetune.config",
     "MergeConfig": "llmlab.finetune.config",
     "add_lora": "llmlab.finetune.lora",
-    "base_fingerprint": "llmlab.finetune.adapter",
+    "base_fingerprint": "llmlab.model.adapter_folder",
     "finetune": "llmlab.finetune.run",
     "load_adapter": "llmlab.finetune.adapter",
     "merge": "llmlab.finetune.merging",

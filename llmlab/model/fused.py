@@ -21,7 +21,11 @@ _MOST_TABLE_BYTES = 64_000_000
 
 
 def fuse_(
-    model: LanguageModel, *, scheme: Scheme = "stored", max_len: int | None = None
+    model: LanguageModel,
+    *,
+    scheme: Scheme = "stored",
+    max_len: int | None = None,
+    gate_inside: bool = True,
 ) -> Callable[[Tensor], Tensor]:
     """Make a model ready to serve, in place; nothing is differentiable afterwards.
 
@@ -29,6 +33,8 @@ def fuse_(
         model: on its device, in its dtype.
         scheme: how the weights of linear layers are kept, and of the head where it is packed.
         max_len: most positions that will be asked for.
+        gate_inside: whether gate and up projection become one product with the gate inside;
+            adapters add to what goes into it.
 
     Returns:
         What turns hidden states (..., E) into logits (..., V): float32 where packed, else of the
@@ -44,18 +50,18 @@ def fuse_(
         _tabulate(model, max_len or model.config.max_position_embeddings)
         if model.lm_head is not None:
             del model.lm_head  # packed, its plain weight is not wanted any more
-    _fuse(model, scheme)
+    _fuse(model, scheme, gate_inside)
     return head
 
 
-def _fuse(module: nn.Module, scheme: Scheme) -> None:
+def _fuse(module: nn.Module, scheme: Scheme, gate_inside: bool) -> None:
     if isinstance(module, Attention):
         parts = [module.q_proj, module.k_proj, module.v_proj]
         weight = torch.cat([part.weight for part in parts])
         bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
         module.qkv_proj = PackedLinear(weight, bias, scheme=scheme)
         del module.q_proj, module.k_proj, module.v_proj
-    if isinstance(module, MLP):
+    if isinstance(module, MLP) and gate_inside:
         gate, up = module.gate_proj.weight, module.up_proj.weight
         module.gate_up_proj = PackedLinear(up, scheme=scheme, gate=gate)
         del module.gate_proj, module.up_proj
@@ -63,7 +69,7 @@ def _fuse(module: nn.Module, scheme: Scheme) -> None:
         if type(child) is nn.Linear:
             setattr(module, name, PackedLinear(child.weight, child.bias, scheme=scheme))
         else:
-            _fuse(child, scheme)
+            _fuse(child, scheme, gate_inside)
 
 
 def _tabulate(model: Transformer, max_len: int) -> None:

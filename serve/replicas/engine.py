@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Self
 
 from llmlab.errors import LabError, RequestError, ServerError
@@ -107,6 +108,7 @@ class ReplicaEngine:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
+        adapter: str | None = None,
         client: str = "",
         is_streamed: bool = True,
     ) -> Stream:
@@ -119,13 +121,16 @@ class ReplicaEngine:
             RequestError: as `streams`.
             ServerError: the engine is closed, or no replica is left.
         """
-        return self.streams(prompt_ids, [params], client=client, is_streamed=is_streamed)[0]
+        return self.streams(
+            prompt_ids, [params], adapter=adapter, client=client, is_streamed=is_streamed
+        )[0]
 
     def streams(
         self,
         prompt_ids: Sequence[int],
         params: Sequence[SamplingParams],
         *,
+        adapter: str | None = None,
         client: str = "",
         is_streamed: bool = True,
     ) -> list[Stream]:
@@ -138,6 +143,8 @@ class ReplicaEngine:
                 400); all replicas together have as many as they may (status 429).
             ServerError: the engine is closed, or no replica is left.
         """
+        if adapter is not None:
+            raise RequestError(f"no adapter {adapter!r}: replicas have none", status=404)
         self._limits.check(prompt_ids, *params)
         if len(params) > self._capacity:
             raise RequestError(
@@ -159,6 +166,11 @@ class ReplicaEngine:
             by_number = dict(zip(numbers, params, strict=True))
             self._tell(self._crew.submit, Job(list(prompt_ids), by_number, client, is_streamed))
         return [Stream(mailbox, self._abort) for mailbox in mailboxes]
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """None: what is loaded into one replica is not in the others."""
+        return {}
 
     @property
     def alive(self) -> bool:

@@ -45,7 +45,7 @@ def live(folder: Path, api_keys: tuple[str, ...] = (), **fields: Any) -> Iterato
     """Serve a model folder under the name `tiny`."""
     config = tiny_serve_config(folder, name="tiny", shutdown_timeout_s=1, **fields)
     with listen(config.host, 0) as listener, AsyncEngine(config.engine) as engine:
-        app = create_app(engine, name="tiny", api_keys=api_keys)
+        app = create_app(engine, name="tiny", api_keys=api_keys, lora_root=config.lora_root)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with (
             running_app(app, listener, config),

@@ -168,7 +168,10 @@ def test_without_a_fingerprint_names_and_shapes_are_checked(model_folders, tmp_p
         ({"peft_type": "IA3"}, "peft_type='IA3'; only LORA is read"),
         ({"use_dora": True}, "use_dora=True, which is not supported; merge it with PEFT"),
         ({"bias": "all"}, "bias='all', which is not supported"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern=.*not supported"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern=.*not supported"),
+        ({"rank_pattern": {"q_proj": 2}}, "q_proj has rank 4, adapter_config.json says 2"),
+        ({"rank_pattern": {"(q|k)_proj": 4}}, "rank_pattern=.*regular expressions are not read"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa', which is not supported"),
         ({"r": 8}, r"down_proj has rank 4, adapter_config.json says 8"),
     ],
 )
