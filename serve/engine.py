@@ -113,7 +113,8 @@ class Engine:
             params: one for all, or one for each prompt.
 
         Raises:
-            RequestError: a prompt is empty or does not fit the context; nothing is generated.
+            RequestError: a prompt is empty or does not fit the context; nothing is generated. The
+                first output raises it where a grammar does not compile.
         """
         every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(every) != len(prompts):
@@ -133,13 +134,13 @@ class Engine:
         self, prompts: list[abc.Sequence[int]], params: list[SamplingParams]
     ) -> abc.Generator[Output, None, None]:
         start = time.monotonic()
-        # Nobody reads these as they come: prompts are read as fast as the machine can.
-        numbers = [
-            self.submit(prompt_ids, own, is_streamed=False)
-            for prompt_ids, own in zip(prompts, params, strict=True)
-        ]
-        self._collected.update({number: [] for number in numbers})
+        numbers: list[int] = []
         try:
+            for prompt_ids, own in zip(prompts, params, strict=True):
+                # Nobody reads these as they come: prompts are read as fast as the machine can.
+                number = self.submit(prompt_ids, own, is_streamed=False)
+                numbers.append(number)
+                self._collected[number] = []
             for number, prompt_ids in zip(numbers, prompts, strict=True):
                 while number in self._requests:
                     self._collect()
