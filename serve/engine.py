@@ -133,7 +133,8 @@ class Engine:
 
         Raises:
             RequestError: a prompt is empty or does not fit the context, or there is no such
-                adapter; nothing is generated.
+                adapter; nothing is generated. The first output raises it where a grammar does not
+                compile.
         """
         every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         is_one = adapter is None or isinstance(adapter, str)

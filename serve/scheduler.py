@@ -11,7 +11,8 @@ The order is (level, arrival), where the level is the priority or better (waitin
 is accepted that the whole pool could not hold, so the first in order is never preempted and moves
 on at every step in which prompts do, and everyone becomes the first.
 
-A page with several owners is written by none: who is about to, copies it first.
+A page with several owners, or one that can be found, is written by none: who is about to, copies
+it first.
 
 Not here: sampling and when a sequence is finished (engine.py), who is next (waiting.py).
 Source: continuous batching, Orca (OSDI 2022); chunked prefill, Sarathi-Serve, arXiv 2403.02310.
@@ -228,9 +229,17 @@ class Scheduler:
         return max(missing, 0) + self._is_shared(seq)  # drafts may have left pages over
 
     def _is_shared(self, seq: Sequence) -> bool:
-        """Return whether others own the page of the next token; those behind it are its own."""
+        """Return whether others own or may find the page of the next token, which then is copied.
+
+        Pages behind it are its own.
+        """
         at = seq.num_computed // self.pool.page_len
-        return at < len(seq.pages) and self.pool.num_owners(seq.pages[at]) > 1
+        if at >= len(seq.pages):
+            return False
+        return self.pool.num_owners(seq.pages[at]) > 1 or self._is_findable(seq.pages[at])
+
+    def _is_findable(self, page: int) -> bool:
+        return self.pool.cache is not None and page in self.pool.cache
 
     def _copy_shared(self, seq: Sequence) -> None:
         if self._is_shared(seq):
@@ -283,7 +292,7 @@ class Scheduler:
         if group is not None and group.pages:
             # The group is an owner too, up to the last who begins.
             num_others = self.pool.num_owners(group.pages[-1]) - (group.num_waiting == 1)
-            num_new += num_others > 0
+            num_new += num_others > 0 or self._is_findable(group.pages[-1])
         return num_new + num_cached
 
     def _begin(self, seq: Sequence, start: _Start) -> None:

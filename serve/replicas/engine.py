@@ -3,7 +3,7 @@
 A thread of its own runs the event loop in which the replicas are driven. Streams hand it commands
 (`call_soon_threadsafe`), and it hands deltas back with one call into each server's loop.
 Not here: what the commands do (crew.py), Ray (cluster.py), the model: this process has its
-tokenizer and config, and no weights.
+tokenizer and config, tries grammars, and has no weights.
 """
 
 import asyncio

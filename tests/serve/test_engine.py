@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from llmlab.errors import ConfigError, RequestError
 from llmlab.serve import Engine, EngineConfig, SamplingParams
+from llmlab.serve.grammar import GrammarSpec
 from llmlab.tokenizers import Tokenizer
 from tests.tiny import tiny_model_folder
 
@@ -266,6 +267,16 @@ def test_leaving_a_generation_early_aborts_the_rest(qwen3):
         outputs.close()
         assert not engine.has_work
         assert engine.stats().free_pages == engine.stats().num_pages
+
+
+def test_a_grammar_that_does_not_compile_leaves_nothing_behind(engine):
+    good, bad = (SamplingParams(grammar=GrammarSpec(regex=text)) for text in ("[ab]{4}", "(("))
+    with pytest.raises(RequestError, match="unclosed group"):
+        list(engine.generate([[1], [2], [3]], [good, SamplingParams(), bad]))
+    assert not engine.has_work
+    assert engine.stats().free_pages == engine.stats().num_pages
+    (output,) = engine.generate([[1]], good)
+    assert len(output.text) == 4
 
 
 def test_two_generations_can_be_read_in_turns(engine):

@@ -156,6 +156,16 @@ def test_when_the_reader_is_aborted_the_next_one_reads():
     assert not lab.is_busy
 
 
+def test_nobody_writes_into_a_page_that_a_newcomer_finds():
+    prompt = list(range(6))  # two full pages, whose last token each of the group computes again
+    lab = Machine(scheduler(20, page_len=3, max_batch_tokens=40, max_running=5))
+    lab.plan.add(sequence(0, prompt, 1), sequence(1, prompt, 1))
+    lab.step()
+    lab.plan.add(sequence(2, [*prompt, 7], 1))
+    assert lab.step() == [(1, 5, 6), (2, 6, 7)]
+    assert lab.plan.num_copies == 1
+
+
 def test_a_group_gives_its_pages_up_before_anyone_is_preempted():
     lab = machine(num_pages=5, page_len=2, max_batch_tokens=9, max_running=1, cached=False)
     lab.plan.add(*(sequence(number, list(range(3)), 7) for number in range(2)))
