@@ -4,7 +4,7 @@ Not here: steps with long stretches of prompts, in which the time between operat
 """
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +18,9 @@ from llmlab.serve.sequence import Slice
 logger = logging.getLogger(__name__)
 
 _MOST_TAPES = 128
+_OFTEN = 3
+"""Times that a size with parts of prompts, or drafts, is met before it is recorded."""
+_MOST_SEEN = 4096
 _MOST_TOKENS = 128
 """Of a step; with more, the time between operators is a small part of it."""
 
@@ -45,6 +48,7 @@ class Tapes:
         self._cache = cache
         self._most_pages = -(-max_len // cache.page_len)
         self._recorded: OrderedDict[tuple[int, int, bool], _Recorded] = OrderedDict()
+        self._seen: Counter[tuple] = Counter()
         self._memory = TapeMemory()  # for all, as steps never overlap
         self._can_record = cache.device.type == "cpu"
 
@@ -59,11 +63,20 @@ class Tapes:
         size = (num_tokens, len(slices), adapters is not None)
         known = self._recorded.get(size)
         if known is None:
+            if num_tokens > len(slices) and not self._is_usual(size):
+                return None  # sizes with parts of prompts seldom come again
             return self._record(size, slices, adapters)
         self._recorded.move_to_end(size)
         known.inputs.fill(slices)
         known.tape.run()
         return known.states
+
+    def _is_usual(self, size: tuple) -> bool:
+        """Count a size; return whether it came before."""
+        self._seen[size] += 1
+        if len(self._seen) > _MOST_SEEN:
+            self._seen.clear()
+        return self._seen[size] > _OFTEN
 
     def _record(
         self, size: tuple[int, int, bool], slices: list[Slice], adapters: AdapterStore | None
